@@ -1,0 +1,29 @@
+"""What do the tests share? Models, made or loaded once, and settings that keep a run offline and repeatable."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub: no test waits for a network
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton: kernels run on the CPU
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The default model in float32 on the CPU, converted once into the user's cache. Mark its tests with `model`."""
+    from workbench.models import load
+
+    return load("smollm2-135m", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama():
+    """A random Llama of two layers, six query heads and two KV heads; no tokenizer."""
+    from workbench.tiny import random_model
+
+    return random_model("llama")

@@ -1,0 +1,11 @@
+"""The command line: each command parses, makes one call, and shows. Results go to stdout, everything else to stderr."""
+
+from workbench.cli import lists, measuring, outputs
+from workbench.cli.app import app
+
+__all__ = ["app", "lists", "main", "measuring", "outputs"]
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 it worked, 2 the user gave something that cannot be used, 1 a bug of the workbench."""
+    app(prog_name="workbench")

@@ -1,0 +1,213 @@
+"""What kind is each head? The commands that run a model, and the one that says beforehand what that costs."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from workbench.cli import show, summary
+from workbench.cli.app import (
+    Depths,
+    Device,
+    Dtype,
+    Haystack,
+    Json,
+    Lengths,
+    ModelName,
+    Needles,
+    Preset,
+    Probes,
+    Revision,
+    Runs,
+    Seed,
+    Verbose,
+    app,
+    numbers,
+)
+from workbench.errors import InputError, unknown
+from workbench.sources import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from workbench.measure import Options
+    from workbench.models import HFModel
+    from workbench.plan import Estimate
+    from workbench.scores import HeadScores
+
+LONG = 60
+"""Seconds from which on a run is announced with its cost."""
+
+
+@app.command()
+def label(
+    *,
+    model: ModelName = DEFAULT_MODEL,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The labels file; the heat map is written beside it.")] = Path("heads.json"),
+    probe: Probes = None,
+    preset: Preset = "quick",
+    rule: Annotated[list[str] | None, typer.Option("--rule", help="Change a rule's value, such as retrieval=0.2; may be given several times.")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    lengths: Lengths = None,
+    depths: Depths = None,
+    needles: Needles = None,
+    haystack: Haystack = None,
+    runs: Runs = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Find out what each attention head of a model does, and write the head classification as JSON with a heat map beside it.
+
+    Example: `workbench label --model smollm2-135m --probe retrieval --probe induction --rule retrieval=0.2 --out heads.json`
+    """
+    from workbench import labels as labelling
+    from workbench import views
+
+    begin = time.perf_counter()
+    rules = labelling.rules_with(rule or ())
+    if out.suffix == ".html":
+        raise InputError(f"--out is the labels file, {out.with_suffix('.json')} say; the heat map goes beside it, with the ending .html")
+    options = _options(lengths, depths, needles, haystack)
+    scores = _measure(
+        name=model, probes=probe, preset=preset, seed=seed, device=device, dtype=dtype, revision=revision, options=options, runs=runs, verbose=verbose
+    )
+    labels = labelling.label(scores, rules)
+    files = {"labels": labels.save(out), "heat_map": views.save_html(views.head_map(labels), out.with_suffix(".html"))}
+    seconds = time.perf_counter() - begin
+    if as_json:
+        show.as_json(summary.as_data(scores, labels, files, seconds))
+    else:
+        summary.as_text(scores, labels, files, seconds)
+
+
+@app.command()
+def score(
+    *,
+    model: ModelName = DEFAULT_MODEL,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A .parquet or .csv file; without it the table goes to stdout as CSV.")] = None,
+    probe: Probes = None,
+    preset: Preset = "quick",
+    agreement: Annotated[bool, typer.Option("--agreement", help="Show how far each two probes agree about the heads.")] = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    lengths: Lengths = None,
+    depths: Depths = None,
+    needles: Needles = None,
+    haystack: Haystack = None,
+    runs: Runs = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Score every head and give the tidy table: model, layer, head, probe, score, n, spread, 95% interval, null.
+
+    Example: `workbench score --model smollm2-135m --probe induction --probe previous_token --out scores.parquet`
+    """
+    begin = time.perf_counter()
+    if out is not None and out.suffix not in summary.TABLES:
+        raise unknown("kind of table", out.suffix or out.name, summary.TABLES)
+    options = _options(lengths, depths, needles, haystack)
+    scores = _measure(
+        name=model, probes=probe, preset=preset, seed=seed, device=device, dtype=dtype, revision=revision, options=options, runs=runs, verbose=verbose
+    )
+    if out is not None:
+        summary.TABLES[out.suffix](scores, out)
+    if as_json:
+        show.as_json(summary.scores_as_data(scores, out, agreement, time.perf_counter() - begin))
+    else:
+        summary.scores_as_text(scores, out, agreement)
+
+
+@app.command()
+def plan(
+    *,
+    model: ModelName = DEFAULT_MODEL,
+    probe: Probes = None,
+    preset: Preset = "quick",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    lengths: Lengths = None,
+    depths: Depths = None,
+    needles: Needles = None,
+    haystack: Haystack = None,
+    as_json: Json = False,
+) -> None:
+    """Estimate the time and memory of `label` or `score`, from the model's configuration alone; no weights are loaded.
+
+    Example: `workbench plan --model smollm2-135m --preset paper`
+    """
+    from workbench import measure, models
+    from workbench import plan as planning
+    from workbench.sources import locate
+
+    place = models.choose_device(device)
+    precision = models.choose_dtype(dtype, place)
+    groups = measure.plan(probe, preset, _options(lengths, depths, needles, haystack))
+    sketched = planning.sketch(locate(model, revision=revision, say=show.remark))
+    cost = planning.estimate(planning.size_of(sketched), planning.passes_of(sketched, groups), device=place.type, dtype_bytes=precision.itemsize)
+    if as_json:
+        show.as_json({"model": sketched.name, "preset": preset, **asdict(cost)})
+    else:
+        show.result(f"{sketched.name}, {preset} preset, {sum(len(group.probes) for group in groups)} probes: {_cost(cost)}")
+        show.result(*(f"  {assumption}" for assumption in cost.assumptions))
+
+
+def _options(lengths: str | None, depths: str | None, needles: Path | None, haystack: Path | None) -> "Options":
+    from workbench.measure import Options
+
+    return Options(numbers(lengths, int, "--lengths"), numbers(depths, float, "--depths"), needles, haystack)
+
+
+def _measure(
+    *,
+    name: str,
+    probes: list[str] | None,
+    preset: str,
+    seed: int,
+    device: str,
+    dtype: str,
+    revision: str | None,
+    options: "Options",
+    runs: Path | None,
+    verbose: bool,
+) -> "HeadScores":
+    """Load the model and score it; a wrong probe or preset is found before anything is loaded."""
+    from workbench import measure, models
+
+    groups = measure.plan(probes, preset, options)
+    if not verbose:
+        _hush()
+    model = models.load(name, device=device, dtype=dtype, revision=revision, say=show.remark)
+    _announce(model, groups)
+    with show.progress() as progress:
+        return measure.score(model, probes, preset=preset, seed=seed, runs=runs, options=options, progress=progress)
+
+
+def _announce(model: "HFModel", groups: list) -> None:
+    """Say on stderr what a long run will cost, and that it may not fit into memory."""
+    import psutil
+
+    from workbench import plan as planning
+
+    cost = planning.estimate(planning.size_of(model), planning.passes_of(model, groups), device=model.device.type, dtype_bytes=model.dtype.itemsize)
+    if cost.seconds > LONG:
+        show.remark(f"{model.name}: {_cost(cost)}")
+    if model.device.type == "cpu" and cost.bytes > (free := psutil.virtual_memory().available):
+        show.remark(f"this machine has {free / 2**30:.1f} GiB free; shorter --lengths or fewer --probe take less", style="yellow")
+
+
+def _cost(cost: "Estimate") -> str:
+    spent = f"{cost.seconds:.0f} s" if cost.seconds < 120 else f"{cost.seconds / 60:.0f} min" if cost.seconds < 7200 else f"{cost.seconds / 3600:.1f} h"
+    return f"about {spent} and {cost.bytes / 2**30:.1f} GiB for {cost.forwards:,} forward passes over {cost.tokens:,} tokens"
+
+
+def _hush() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -1,0 +1,87 @@
+"""How does the command line speak? Results on stdout, remarks and progress on stderr, JSON for machines."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import typer
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+def _console() -> Console:
+    """Stdout: as wide as the terminal, or 100 characters elsewhere."""
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=100)
+
+
+def width() -> int:
+    """How many characters a line of the results may have."""
+    return _console().width
+
+
+def result(*parts: RenderableType) -> None:
+    """Show results on stdout. Strings are taken as they are, without markup or wrapping; tables and texts fit the width."""
+    console = _console()
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, str))
+
+
+def remark(text: str, style: str = "") -> None:
+    """Say something on stderr that is no result."""
+    Console(stderr=True, highlight=False, markup=False).print(text, style=style, soft_wrap=True)
+
+
+def as_json(data: Any) -> None:
+    """Print one JSON object on stdout; what is not a finite number becomes null."""
+    typer.echo(json.dumps(_plain(data), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def table(*columns: str, numbers: tuple[str, ...] = ()) -> Table:
+    """An empty table without lines; the columns named in `numbers` are aligned to the right."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        made.add_column(column, justify="right" if column in numbers else "left", overflow="fold", no_wrap=column in numbers)
+    return made
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A function to call with what is done, how many tasks of how many: a bar on a terminal, else a line per kind of task."""
+    console = Console(stderr=True, highlight=False, markup=False)
+    if not console.is_terminal:
+        yield _Lines()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task("starting", total=None)
+        yield lambda what, done, total: bars.update(task, description=what, completed=done, total=total)
+
+
+class _Lines:
+    """Says each kind of task once, when its first part is done."""
+
+    def __init__(self) -> None:
+        self._said = ""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what != self._said:
+            remark(f"[{done}/{total}] {what}")
+            self._said = what
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,206 @@
+"""Which model? `load` puts a causal language model behind one narrow protocol. The only file that knows TransformerLens."""
+
+import copy
+import hashlib
+import json
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from workbench.errors import InputError, unknown
+from workbench.heads import ModelCard, Shape
+from workbench.sources import DEFAULT_MODEL, Source, locate
+from workbench.weights import FAMILIES, HeadWeights
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What the workbench needs of a language model; `HFModel` is the one runtime so far."""
+
+    tokenizer: Any
+
+    @property
+    def card(self) -> ModelCard: ...
+    @property
+    def shape(self) -> Shape: ...
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def vocabulary(self) -> int: ...
+    @property
+    def weights(self) -> HeadWeights: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
+@dataclass(eq=False)
+class HFModel:
+    """A Hugging Face causal language model: its module, tokenizer, shape, weights by head and fingerprint."""
+
+    name: str
+    origin: str
+    hf: nn.Module
+    tokenizer: Any = None
+    revision: str | None = None
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.config.model_type not in FAMILIES:
+            raise unknown("architecture", self.config.model_type, FAMILIES)
+        self.hf.eval().requires_grad_(False)
+
+    @property
+    def config(self) -> Any:
+        """The text part of the model's configuration."""
+        return self.hf.config.get_text_config()
+
+    @cached_property
+    def shape(self) -> Shape:
+        """Layers, query heads, KV heads, head size and residual size."""
+        config = self.config
+        n_heads = config.num_attention_heads
+        d_head = getattr(config, "head_dim", None) or config.hidden_size // n_heads
+        n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads
+        return Shape(config.num_hidden_layers, n_heads, n_kv_heads, d_head, config.hidden_size)
+
+    @property
+    def max_length(self) -> int:
+        """The context that the model was made for, in tokens."""
+        return int(self.config.max_position_embeddings)
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of token ids that the embedding knows."""
+        return int(self.config.vocab_size)
+
+    @property
+    def card(self) -> ModelCard:
+        """What identifies the model in results: name, origin, revision, fingerprint, shape."""
+        return ModelCard(self.name, self.origin, self.fingerprint, self.shape, self.revision)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.hf.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights, in which the model runs."""
+        return next(self.hf.parameters()).dtype
+
+    @cached_property
+    def weights(self) -> HeadWeights:
+        """The weights seen head by head: W_Q, W_K, W_V, W_O, embeddings, norms."""
+        return HeadWeights(self.hf, self.config, self.shape)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of a hash over the configuration and over name, shape and sampled bytes of every weight.
+
+        The sampled values are rounded to bfloat16 first, so that a model has one fingerprint in float32 and in bfloat16.
+        """
+        digest = hashlib.sha256()
+        settings = {key: value for key, value in self.config.to_dict().items() if key not in _VOLATILE}
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        for name, weight in sorted(self.hf.state_dict().items()):
+            digest.update(f"{name} {tuple(weight.shape)}".encode() + _sample(weight))
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def lens(self) -> Any:
+        """A TransformerLens `TransformerBridge` over the same weights, for its hook names and for users' own hooks.
+
+        Booting a bridge rewrites its module in place and sets it to eager attention; so the bridge gets a copy of the
+        module that shares every parameter tensor. This model is untouched, and no memory is spent on a second set of weights.
+        """
+        from transformer_lens.model_bridge import TransformerBridge
+
+        shared = {id(tensor): tensor for tensor in [*self.hf.parameters(), *self.hf.buffers()]}
+        return TransformerBridge.boot_transformers(
+            self.origin, hf_model=copy.deepcopy(self.hf, shared), tokenizer=self.tokenizer, device=str(self.device), dtype=self.dtype
+        )
+
+    @contextmanager
+    def attention(self, implementation: str):
+        """Run with one of transformers' attention implementations, and put the former one back."""
+        with self.lock:
+            former = self.config._attn_implementation
+            self.config._attn_implementation = implementation
+            try:
+                yield self.hf
+            finally:
+                self.config._attn_implementation = former
+
+
+_VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation", "architectures")
+
+
+def _sample(weight: Tensor, size: int = 257) -> bytes:
+    """The bytes of evenly spaced values of a tensor, first and last among them."""
+    flat = weight.detach().reshape(-1)
+    index = torch.linspace(0, flat.numel() - 1, min(size, flat.numel()), dtype=torch.float64).long()
+    return flat[index.to(flat.device)].to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes()
+
+
+def load(
+    model: str = DEFAULT_MODEL,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> HFModel:
+    """Load a model by catalogue name, hub id, local folder or GGUF file.
+
+    `device` is `auto` (CUDA if there is one, else CPU), `cpu`, `cuda`, `cuda:1` or `mps`; `dtype` is `auto` (bfloat16 on CUDA,
+    float32 elsewhere), `float32`, `bfloat16` or `float16`. Raises `InputError` for an unknown name, a folder that is no model,
+    a broken weights file, an unsupported architecture, or a device that is not there. Never runs code from a repository.
+    """
+    place = choose_device(device)
+    precision = choose_dtype(dtype, place)
+    source = locate(model, revision=revision, say=say)
+    hf, tokenizer = _read(source, precision)
+    return HFModel(source.name, source.origin, hf.to(place), tokenizer, source.revision)
+
+
+def choose_device(device: str) -> torch.device:
+    """The torch device for a name. Raises `InputError` if it is unknown or not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.split(":")[0] not in DEVICES:
+        raise unknown("device", device, DEVICES)
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[device.split(":")[0]]:
+        raise InputError(f"this machine has no {device} that torch can use; choose --device cpu or auto")
+    return torch.device(device)
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The torch dtype for a name; `auto` is bfloat16 on CUDA and float32 elsewhere."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, ["auto", *DTYPES])
+    return DTYPES[dtype]
+
+
+def _read(source: Source, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    options = {"revision": source.revision, "trust_remote_code": False}
+    try:
+        hf = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, use_safetensors=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
+    except Exception as error:  # config, safetensors and tokenizer readers raise what they like on broken files
+        raise InputError(f"cannot load {source.origin}: {type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+    return hf, tokenizer

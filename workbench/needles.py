@@ -1,0 +1,234 @@
+"""Does the model find what was hidden in a long text? Needle-in-a-haystack prompts, and documents with a query.
+
+A test is one needle at one depth in one stretch of the haystack. Where the needle lies is found by character offsets, never by
+searching for its tokens. `teacher_forced` tests carry the gold answer, so that one forward shows the rows that would produce it;
+the others are answered by the model itself.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workbench.errors import InputError
+from workbench.models import Model
+from workbench.prompts import Prompts, bos
+from workbench.recipes import haystack_text, offsets
+
+TEMPLATES = ("auto", "none")
+INSTRUCTION = "Please find information that are relevant to the following query in the paragraphs above."
+
+
+@dataclass(frozen=True)
+class Needle:
+    """A sentence to hide, the question about it, and the gold answer: a part of the needle, by default all of it."""
+
+    id: str
+    needle: str
+    question: str
+    answer: str
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], where: str) -> "Needle":
+        """From one JSON object with `needle` and `question`, and perhaps `id` and `answer`. Raises `InputError` naming the place."""
+        wrong = set(data) - {"id", "needle", "question", "answer"}
+        if wrong or not all(isinstance(data.get(key, ""), str) for key in ("id", "answer")) or not all(
+            isinstance(data.get(key), str) and data[key].strip() for key in ("needle", "question")
+        ):
+            raise InputError(f"{where}: a needle has the texts 'needle' and 'question', and may have 'id' and 'answer'; nothing else")
+        answer = data.get("answer") or data["needle"]
+        if data["needle"].count(answer) != 1:
+            raise InputError(f"{where}: the answer must stand exactly once in the needle, word for word")
+        return cls(data.get("id") or data["needle"][:20], data["needle"], data["question"], answer)
+
+
+def load_needles(source: str | Path) -> list[Needle]:
+    """Needles from a file of JSON lines, or from one that the package ships (`needles`, `reasoning`). Raises `InputError` for a bad line."""
+    shipped = files("workbench").joinpath(f"data/{source}.jsonl") if source in ("needles", "reasoning") else Path(source)
+    try:
+        lines = [line for line in shipped.read_text(encoding="utf-8").splitlines() if line.strip()]
+        needles = [Needle.parse(json.loads(line), f"{source}, needle {number}") for number, line in enumerate(lines, 1)]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError) as error:
+        raise InputError(f"cannot read needles from {source}: {error}") from error
+    if len(needles) < 2:
+        raise InputError(f"{source} has {len(needles)} needles; at least two are needed, so that each can be the other's control")
+    return needles
+
+
+@dataclass(frozen=True)
+class NeedleTests:
+    """lengths × depths tests for each of `needles`; `per_cell` of them are drawn per length and depth (None: all).
+
+    `absent=True` makes the control: another needle takes the needle's place, while question and gold answer stay.
+    `template`: `auto` uses the tokenizer's chat template if there is one, `none` the bare prompt.
+    """
+
+    needles: str | Path = "needles"
+    lengths_: tuple[int, ...] = (300, 600, 1200)
+    depths: tuple[float, ...] = (0.1, 0.5, 0.9)
+    per_cell: int | None = 2
+    haystack: Path | None = None
+    template: str = "auto"
+    teacher_forced: bool = True
+    absent: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.lengths_ or not self.depths or min(self.lengths_) < 1 or min(self.depths) < 0 or max(self.depths) > 1:
+            raise InputError(f"lengths are tokens above 0 and depths lie in 0–1, got {self.lengths_} and {self.depths}")
+
+    def build(self, model: Model, seed: int) -> list[Prompts]:
+        """One batch of one prompt per test. Raises `InputError` if a needle does not fit or the haystack is too short."""
+        rng = np.random.default_rng(seed)
+        needles = load_needles(self.needles)
+        hay = _Haystack(model, self.haystack)
+        tests = []
+        for number, (length, depth) in enumerate(product(self.lengths_, self.depths)):
+            chosen = [(number * (self.per_cell or 0) + turn) % len(needles) for turn in range(self.per_cell or len(needles))]
+            for index in chosen:
+                hidden = needles[(index + 1) % len(needles)] if self.absent else needles[index]
+                tests.append(self._test(model, hay, needles[index], hidden, length, depth, rng.random()))
+        return tests
+
+    def control(self) -> "NeedleTests":
+        """The needle absent, in a third of the tests."""
+        depths = self.depths[len(self.depths) // 2 :][:1]
+        return replace(self, absent=True, teacher_forced=True, depths=depths)
+
+    def lengths(self, model: Model) -> list[int]:
+        """Tokens of each test, about."""
+        return [length for length in self.lengths_ for _ in self.depths for _ in range(self.per_cell or len(load_needles(self.needles)))]
+
+    def _test(self, model: Model, hay: "_Haystack", asked: Needle, hidden: Needle, length: int, depth: float, place: float) -> Prompts:
+        gold = model.tokenizer(asked.answer if self._chat(model) else " " + asked.answer, add_special_tokens=False)["input_ids"]
+        frame = len(_encode(model, self._ask(model, hidden.needle, asked.question))[0])
+        room = length - frame - len(gold)
+        if room < 0 or length > model.max_length:
+            raise InputError(f"needle {asked.id!r} with its question takes {frame + len(gold)} tokens; a test of {length} (context {model.max_length}) cannot hold it")
+        context = hay.with_needle(hidden.needle, room, depth, place)
+        text = self._ask(model, context, asked.question)
+        ids, ranges = _encode(model, text)
+        part = hidden.needle if self.absent else asked.answer
+        start = text.index(context) + context.index(hidden.needle) + hidden.needle.index(part)
+        spans = {"needle": _tokens_between(ranges, start, start + len(part))}
+        end = len(ids) - 1
+        rows = {"answer": np.arange(end, end + len(gold))[None]} if self.teacher_forced else {}
+        full = np.concatenate([ids, gold]) if self.teacher_forced else ids
+        facts = {"needle": asked.id, "length": length, "depth": depth, "answer": asked.answer, "haystack": hay.digest, "chat": self._chat(model), "absent": self.absent}
+        return Prompts(full[None].astype(np.int64), spans, rows, decode_from=end, facts=(facts,))
+
+    def _chat(self, model: Model) -> bool:
+        if self.template not in TEMPLATES:
+            raise InputError(f"unknown template {self.template!r}; choose one of {', '.join(TEMPLATES)}")
+        return self.template == "auto" and bool(getattr(model.tokenizer, "chat_template", None))
+
+    def _ask(self, model: Model, context: str, question: str) -> str:
+        ending = f"Based on the content of the book, Question: {question}\nAnswer:"
+        if not self._chat(model):
+            return f"{context}\n\n{ending}"
+        turn = [{"role": "user", "content": f"<book>{context}</book>\n{ending}"}]
+        return model.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+
+
+class _Haystack:
+    """A text with the character range of every token, from which stretches of so many tokens are cut."""
+
+    def __init__(self, model: Model, path: Path | None) -> None:
+        self.text, self.digest = haystack_text(path)
+        self.ids, self.ranges, self.starts = offsets(model, path)
+
+    def with_needle(self, needle: str, tokens: int, depth: float, place: float) -> str:
+        """A stretch of about `tokens` tokens with the needle at a sentence's end near `depth` (0 start, 1 end).
+
+        `place` (0–1) chooses where in the text the stretch begins.
+        """
+        begins = self.starts[self.starts + tokens <= len(self.ids)]
+        if not len(begins):
+            raise InputError(f"the haystack has {len(self.ids)} tokens; {tokens} are needed: give a longer text or shorter tests")
+        if tokens == 0:
+            return needle
+        first = begins[int(place * len(begins))]
+        ends = self.starts[(self.starts >= first) & (self.starts <= first + depth * tokens)]
+        cut = self.ranges[first + tokens - 1, 1] if depth == 1 else self.ranges[ends[-1], 0]
+        begin, end = self.ranges[first, 0], self.ranges[first + tokens - 1, 1]
+        return " ".join(part for part in (self.text[begin:cut].strip(), needle, self.text[cut:end].strip()) if part)
+
+
+def _encode(model: Model, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and their character ranges; a BOS token is put in front unless the text begins with it."""
+    coded = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, ranges = coded["input_ids"], np.array(coded["offset_mapping"], np.int64)
+    front = [] if ids[:1] == bos(model) else bos(model)
+    return np.array([*front, *ids], np.int64), np.concatenate([np.zeros((len(front), 2), np.int64), ranges])
+
+
+def _tokens_between(ranges: np.ndarray, start: int, end: int) -> np.ndarray:
+    """The token range [[first, last + 1]] that covers characters start to end."""
+    inside = np.flatnonzero((ranges[:, 1] > start) & (ranges[:, 0] < end) & (ranges[:, 1] > ranges[:, 0]))
+    return np.array([[inside[0], inside[-1] + 1]])
+
+
+@dataclass(frozen=True)
+class DocumentSearch:
+    """Paragraphs, one of which answers a query; each sample is a pair of prompts: the query, and a query of the same length that asks nothing.
+
+    Spans `doc0`, `doc1`, … are the paragraphs, `gold` the right one; rows `query` are instruction, query and what follows them. The empty
+    query is "N/A" repeated: QRHead's null is a single "N/A", here stretched so that both prompts have the same positions.
+    `absent=True` makes the control: the gold paragraph belongs to another query.
+    """
+
+    needles: str | Path = "needles"
+    documents: int = 6
+    tokens: int = 60
+    count: int = 6
+    haystack: Path | None = None
+    absent: bool = False
+
+    def build(self, model: Model, seed: int) -> list[Prompts]:
+        """One batch of two prompts per sample."""
+        rng = np.random.default_rng(seed)
+        needles, hay = load_needles(self.needles), _Haystack(model, self.haystack)
+        return [self._sample(model, hay, needles, index % len(needles), rng) for index in range(self.count)]
+
+    def control(self) -> "DocumentSearch":
+        """The document that answers the query absent."""
+        return replace(self, absent=True)
+
+    def lengths(self, model: Model) -> list[int]:
+        """Tokens of each prompt, about."""
+        return [self.documents * (self.tokens + 10) + 60] * (2 * self.count)
+
+    def _sample(self, model: Model, hay: _Haystack, needles: Sequence[Needle], index: int, rng: np.random.Generator) -> Prompts:
+        hidden = needles[(index + 1) % len(needles)] if self.absent else needles[index]
+        gold = int(rng.integers(self.documents))
+        bodies = [hay.with_needle(hidden.needle if place == gold else "", self.tokens, 0.5, rng.random()) for place in range(self.documents)]
+        texts = [f"[{place + 1}] {body}" for place, body in enumerate(bodies)]
+        before = " Here are some paragraphs:\n\n" + "\n\n".join(texts)
+        text = _framed(model, f"{before}\n\n{INSTRUCTION}\n\nQuery: {needles[index].question}")
+        ids, ranges = _encode(model, text)
+        nothing, first = _with_null_query(model, text, ids, ranges, needles[index].question)
+        starts = [text.index(part) for part in texts]
+        spans = {f"doc{place}": np.repeat(_tokens_between(ranges, start, start + len(texts[place])), 2, axis=0) for place, start in enumerate(starts)}
+        rows = np.tile(np.arange(first, len(ids)), (2, 1))
+        facts = {"needle": needles[index].id, "gold": gold, "absent": self.absent, "haystack": hay.digest}
+        return Prompts(np.stack([ids, nothing]), {**spans, "gold": spans[f"doc{gold}"]}, {"query": rows}, facts=({**facts, "query": True}, {**facts, "query": False}))
+
+
+def _framed(model: Model, text: str) -> str:
+    if not getattr(model.tokenizer, "chat_template", None):
+        return text
+    return model.tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
+
+
+def _with_null_query(model: Model, text: str, ids: np.ndarray, ranges: np.ndarray, query: str) -> tuple[np.ndarray, int]:
+    """The ids with "N/A", over and over, in place of the query, and the row at which the instruction begins."""
+    begin = text.rindex("Query: ") + len("Query: ")
+    first, last = _tokens_between(ranges, begin, begin + len(query))[0]
+    instruction = _tokens_between(ranges, text.index(INSTRUCTION), begin)[0][0]
+    nothing = ids.copy()
+    nothing[first:last] = np.resize(model.tokenizer(" N/A", add_special_tokens=False)["input_ids"], last - first)
+    return nothing, int(instruction)

@@ -1,0 +1,137 @@
+"""What will it cost? Time and memory of a capture, by arithmetic from the model's configuration and the prompts' lengths; no weights are loaded."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from workbench.errors import InputError
+from workbench.heads import Shape
+from workbench.measure import Group
+from workbench.models import HFModel
+from workbench.needles import NeedleTests
+from workbench.sources import Source
+
+SPEED = {"cpu": 25e9, "cuda": 60e12, "mps": 2e12}
+"""Floating-point operations per second that are assumed for each kind of device, small operations and waiting included."""
+
+FORWARD_OVERHEAD = {"cpu": 0.1, "cuda": 0.06, "mps": 0.1}
+"""Seconds that every forward pass is assumed to take however short its prompt."""
+
+RUNTIME_BYTES = 700 * 2**20
+"""What Python, PyTorch and transformers are assumed to hold before any weights."""
+
+
+ANSWER_TOKENS = 50
+"""How many tokens a generated answer is assumed to take."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What an estimate needs to know of a model: its shape, all parameters, those of the embeddings, and the vocabulary."""
+
+    shape: Shape
+    parameters: int
+    embedding: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Expected wall-clock `seconds`, peak `bytes` of memory, `forwards` and `tokens` of a run, and the `assumptions` behind them."""
+
+    seconds: float
+    bytes: float
+    forwards: int
+    tokens: int
+    assumptions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass: `batch` prompts of `length` tokens; `steps` more tokens if an answer is generated."""
+
+    length: int
+    batch: int = 1
+    steps: int = 0
+
+
+class Sketch(HFModel):
+    """A model without its weights: shape, context, tokenizer and the number of parameters, which is what an estimate needs."""
+
+    fingerprint = ""
+
+
+def size_of(model: HFModel) -> Size:
+    """The sizes of a loaded or sketched model."""
+    embedding = model.hf.get_input_embeddings().weight
+    return Size(model.shape, sum(weight.numel() for weight in model.hf.parameters()), embedding.numel(), model.vocabulary)
+
+
+def passes_of(model: HFModel, groups: Iterable[Group]) -> list[Pass]:
+    """Every forward pass that the groups of `measure.plan` take, those of the nulls included; none for probes of the weights.
+
+    Raises `InputError` for tests longer than the model's context, and for needles that cannot be read.
+    """
+    passes = []
+    for group in groups:
+        recipes = [group.recipe, group.recipe.control()] if group.recipe is not None else []
+        for recipe in filter(None, recipes):
+            lengths, batch = recipe.lengths(model), getattr(recipe, "batch", 1)
+            if max(lengths) > model.max_length:
+                raise InputError(f"{max(lengths)} tokens do not fit the context of {model.name}, {model.max_length}; give shorter --lengths")
+            steps = ANSWER_TOKENS if isinstance(recipe, NeedleTests) and not recipe.teacher_forced else 0
+            passes += [Pass(length, min(batch, len(lengths) - start), steps) for start, length in list(enumerate(lengths))[::batch]]
+    return passes
+
+
+def sketch(source: Source) -> Sketch:
+    """Read a model's configuration and tokenizer, no weights. Raises `InputError` where they cannot be read."""
+    options = {"revision": source.revision, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(source.location, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
+        with torch.device("meta"):
+            hf = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # readers of configurations and tokenizers raise what they like on broken files
+        raise InputError(f"cannot read the configuration of {source.origin}: {type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+    return Sketch(source.name, source.origin, hf, tokenizer, source.revision)
+
+
+def estimate(size: Size, passes: Iterable[Pass], *, device: str = "cpu", dtype_bytes: int = 4) -> Estimate:
+    """The cost of a run of forward passes.
+
+    Operations: 2 × parameters × tokens without the embeddings, and for attention 4 × layers × heads × head size × tokens² twice over, for the outputs and
+    for the probabilities that are read. Memory: weights, three copies of one KV head's probabilities in float32, and
+    activations and logits of the longest pass. Expect it to be right within a factor of about two.
+    """
+    passes = list(passes)
+    shape = size.shape
+    operations = sum(_operations(size, one) for one in passes)
+    tokens = sum(one.batch * (one.length + one.steps) for one in passes)
+    forwards = sum(1 + one.steps for one in passes)
+    memory = RUNTIME_BYTES + size.parameters * dtype_bytes + max((_working_bytes(size, one, dtype_bytes) for one in passes), default=0)
+    assumptions = (
+        f"{SPEED[device] / 1e9:,.0f} GFLOP/s and {FORWARD_OVERHEAD[device] * 1e3:.0f} ms per forward on {device}",
+        f"{size.parameters / 1e6:,.0f} M parameters of {dtype_bytes} bytes, {shape.n_layers} layers × {shape.n_heads} query heads of size {shape.d_head}",
+        f"{RUNTIME_BYTES / 2**20:.0f} MiB for Python and its libraries",
+        "right within a factor of about two; time to load or fetch the model is not counted",
+    )
+    return Estimate(operations / SPEED[device] + forwards * FORWARD_OVERHEAD[device], memory, forwards, tokens, assumptions)
+
+
+def _operations(size: Size, one: Pass) -> float:
+    shape, whole = size.shape, one.length + one.steps
+    dense = 2 * (size.parameters - size.embedding) * whole
+    attention = 2 * 4 * shape.n_layers * shape.n_heads * shape.d_head * whole**2
+    return one.batch * (dense + attention)
+
+
+def _working_bytes(size: Size, one: Pass, dtype_bytes: int) -> float:
+    shape, whole = size.shape, one.length + one.steps
+    probabilities = 3 * 4 * shape.group * one.length**2
+    activations = dtype_bytes * whole * (6 * shape.d_model + 8 * shape.d_model)
+    cache = 2 * dtype_bytes * shape.n_layers * shape.n_kv_heads * shape.d_head * whole if one.steps else 0
+    logits = 2 * 4 * size.vocabulary
+    return one.batch * (probabilities + activations + cache + logits)

@@ -1,0 +1,33 @@
+"""Does the head park its attention on the first token?"""
+
+from workbench.probes import Probe, pattern_of
+from workbench.reads import Received
+from workbench.recipes import NaturalText
+
+READ = Received()
+
+
+def score(capture):
+    """Attention that the first token receives: α₁, the mean over all rows, on 64 tokens of natural text.
+
+    1/64–1, 0.074 under uniform attention. Gu et al. 2024 call a head a sink where α₁ > 0.3; their sink rate is the share of samples
+    and heads above it. BOS stands first where the tokenizer has one; the evidence says so.
+    """
+    return capture[READ][..., 0]
+
+
+def ideal(prompts, b):
+    """Every row attends to the first key."""
+    return pattern_of(prompts, lambda row: [0])
+
+
+PROBE = Probe(
+    name="attention_sink",
+    score=score,
+    ideal=ideal,
+    citation="Gu et al. 2024, When attention sink emerges (2410.10781)",
+    null="uniform attention",
+    reads=(READ,),
+    recipes={"quick": NaturalText(length=64, count=32), "paper": NaturalText(length=64, count=100)},
+    also=("sink_anywhere", "streaming"),
+)

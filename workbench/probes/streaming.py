@@ -1,0 +1,34 @@
+"""Would the head lose anything if it kept only sinks and a window?"""
+
+from workbench.probes import Probe, pattern_of
+from workbench.reads import Mass
+from workbench.recipes import NaturalText
+
+SINKS, WINDOW = 4, 64
+READ = Mass(first=SINKS, last=WINDOW)
+
+
+def score(capture):
+    """Attention on the first 4 and the last 64 tokens, on 512 tokens of natural text: what a streaming head would keep.
+
+    Mean over the rows that can see more than that, 0–1; 1 minus it is what the head would lose. Sizes after StreamingLLM (2309.17453)
+    and the distant-mass classifier of mlx-lm; DuoAttention (2410.10819) learns the same distinction with trained gates.
+    """
+    return capture[READ][..., SINKS + WINDOW :].mean(-1)
+
+
+def ideal(prompts, b):
+    """Every row attends half to the second token, half to the token ten before it."""
+    return pattern_of(prompts, lambda row: [1, row - 10] if row >= 11 else [0])
+
+
+PROBE = Probe(
+    name="streaming",
+    score=score,
+    ideal=ideal,
+    citation="Xiao et al. 2023, StreamingLLM (2309.17453)",
+    null="uniform attention",
+    reads=(READ,),
+    recipes={"quick": NaturalText(length=512, count=8, batch=2), "paper": NaturalText(length=512, count=40, batch=2)},
+    also=("local", "sink_anywhere"),
+)

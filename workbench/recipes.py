@@ -1,0 +1,155 @@
+"""How are the prompts of a probe made? Recipes: frozen settings that build the same batches from the same seed.
+
+Probes that name the same recipe share one pass. `build(model, seed)` returns independent batches; `control()` is the recipe of
+the null, on which the behaviour cannot show, or None where the null is uniform attention.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from workbench.errors import InputError
+from workbench.models import Model
+from workbench.prompts import Prompts, bos, special_ids
+
+
+class Recipe(Protocol):
+    """Settings from which prompts are built."""
+
+    def build(self, model: Model, seed: int) -> list[Prompts]: ...
+    def control(self) -> "Recipe | None": ...
+    def lengths(self, model: Model) -> Sequence[int]: ...
+
+
+@dataclass(frozen=True)
+class RepeatedTokens:
+    """Blocks of `length` distinct random tokens, each repeated `repeats` times, behind a BOS token where the tokenizer has one.
+
+    Tokens come from the middle 80% of the vocabulary without special tokens. Rows `repeat` are those of the second and later blocks. The control
+    puts fresh tokens in place of the later blocks, while the reads still look where the repeats would have been.
+    """
+
+    length: int = 50
+    repeats: int = 2
+    count: int = 16
+    batch: int = 8
+    repeated: bool = True
+
+    def build(self, model: Model, seed: int) -> list[Prompts]:
+        """Batches of `batch` prompts. Raises `InputError` if the vocabulary or the context is too small."""
+        length = self._length(model)
+        pool = _middle_of_vocabulary(model)
+        needed = length if self.repeated else length * self.repeats
+        if len(pool) < needed:
+            raise InputError(f"{needed} distinct tokens are needed, {model.card.name} has {len(pool)} ordinary ones")
+        rng, start = np.random.default_rng(seed), bos(model)
+        batches = []
+        for size in _batches(self.count, self.batch):
+            block = np.stack([rng.permutation(pool)[:needed] for _ in range(size)])
+            match = np.tile(block[:, :length], (1, self.repeats))
+            head = np.tile(np.array(start, np.int64), (size, 1))
+            ids = np.concatenate([head, match if self.repeated else block], axis=1)
+            rows = np.tile(np.arange(len(start) + length, ids.shape[1]), (size, 1))
+            facts = ({"bos": bool(start), "block": length, "repeats": self.repeats, "repeated": self.repeated},) * size
+            batches.append(Prompts(ids, {}, {"repeat": rows}, np.concatenate([head, match], axis=1), facts=facts))
+        return batches
+
+    def control(self) -> "RepeatedTokens":
+        """The same without the repetition."""
+        return replace(self, repeated=False)
+
+    def lengths(self, model: Model) -> list[int]:
+        """Tokens of each prompt."""
+        return [self._length(model) * self.repeats + len(bos(model))] * self.count
+
+    def _length(self, model: Model) -> int:
+        room = (model.max_length - len(bos(model))) // self.repeats
+        if room < 2:
+            raise InputError(f"{self.repeats} blocks do not fit the context of {model.card.name}, {model.max_length} tokens")
+        return min(self.length, room)
+
+
+@dataclass(frozen=True)
+class NaturalText:
+    """Passages of English text (see `haystack_text`), each cut to `length` tokens, BOS first where the tokenizer has one."""
+
+    length: int = 64
+    count: int = 32
+    batch: int = 16
+    text: Path | None = None
+
+    def build(self, model: Model, seed: int) -> list[Prompts]:
+        """Batches of passages that start at random sentences. Raises `InputError` if the text is too short."""
+        ids, starts = tokenised(model, self.text)
+        start, body = bos(model), self.length - len(bos(model))
+        places = starts[starts + body <= len(ids)]
+        if len(places) < self.count:
+            raise InputError(f"the text has {len(ids)} tokens; {self.count} passages of {self.length} tokens need a longer one")
+        chosen = np.random.default_rng(seed).choice(places, self.count, replace=False)
+        passages = np.stack([np.concatenate([start, ids[place : place + body]]) for place in chosen]).astype(np.int64)
+        parts = np.split(passages, range(self.batch, self.count, self.batch))
+        return [Prompts(part, facts=({"bos": bool(start)},) * len(part)) for part in parts]
+
+    def control(self) -> None:
+        """The null is uniform attention over the same text."""
+        return
+
+    def lengths(self, model: Model) -> list[int]:
+        """Tokens of each passage."""
+        return [self.length] * self.count
+
+
+def _batches(count: int, batch: int) -> list[int]:
+    return [min(batch, count - done) for done in range(0, count, batch)]
+
+
+def _middle_of_vocabulary(model: Model) -> np.ndarray:
+    size = model.vocabulary
+    pool = np.arange(size // 10, size - size // 10)
+    return pool[~np.isin(pool, list(special_ids(model)))]
+
+
+@cache
+def haystack_text(path: Path | None) -> tuple[str, str]:
+    """A long text and the first 16 digits of its SHA-256: the user's file, or the language reference that every Python carries.
+
+    The latter differs between Python versions, hence the hash in every result. Raises `InputError` for a file that is missing, not UTF-8, or empty.
+    """
+    if path is None:
+        from pydoc_data.topics import topics
+
+        text = "\n\n".join(topics[name].strip() for name in sorted(topics))
+    else:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read the text {path}: {error}") from error
+    if not text.strip():
+        raise InputError(f"the text {path} is empty")
+    return text, hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def offsets(model: Model, path: Path | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A text's token ids [T], their character ranges [T, 2], and which tokens begin a sentence [S]."""
+    if model.tokenizer is None or not getattr(model.tokenizer, "is_fast", False):
+        raise InputError(f"{model.card.name} has no fast tokenizer, which is needed to find text in tokens by character")
+    text, _ = haystack_text(path)
+    coded = model.tokenizer(text[:MAX_CHARACTERS], add_special_tokens=False, return_offsets_mapping=True)
+    ids, ranges = np.array(coded["input_ids"], np.int64), np.array(coded["offset_mapping"], np.int64).reshape(-1, 2)
+    ends = [place + 1 for place in range(len(text[:MAX_CHARACTERS]) - 1) if text[place] == "." and text[place + 1].isspace()]
+    return ids, ranges, np.unique(np.searchsorted(ranges[:, 0], [0, *ends]))
+
+
+MAX_CHARACTERS = 2_000_000
+"""How much of a text is tokenised."""
+
+
+def tokenised(model: Model, path: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    """A text's token ids [T], and which of them begin a sentence [S]."""
+    ids, _, starts = offsets(model, path)
+    return ids, starts

@@ -1,0 +1,103 @@
+"""What was asked before? Results on disk: one folder per question, found again when the same question is asked.
+
+A question is plain data: model fingerprint, probe, prompts, seed, versions, dtype, device, implementation. Its folder
+`<root>/<fingerprint of the question>/` holds `question.json` and one parquet file per finished part, each written whole or not at all;
+so a killed sweep goes on where it stopped.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workbench.files import write_file, write_text
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One finished part of a run: scores [N, L, H] by probe, and per sample whether it counts for that probe and what it was."""
+
+    scores: Mapping[str, np.ndarray]
+    valid: Mapping[str, np.ndarray]
+    facts: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The results of one question under `root`."""
+
+    root: Path
+    question: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of a hash over the question."""
+        return fingerprint_of(self.question)
+
+    @property
+    def folder(self) -> Path:
+        """Where the results lie."""
+        return self.root / self.fingerprint
+
+    def load(self, part: str) -> Part | None:
+        """A finished part, or None. A file that cannot be read counts as not finished and will be made again."""
+        try:
+            table = pq.read_table(self._path(part))
+            facts = json.loads(table.schema.metadata[b"facts"])
+            shapes = json.loads(table.schema.metadata[b"shapes"])
+            columns = {name: np.asarray(table.column(name)) for name in table.column_names}
+            scores = {probe: columns[f"{probe}.score"][: int(np.prod(shape))].reshape(shape) for probe, shape in shapes.items()}
+            valid = {probe: columns[f"{probe}.valid"][: int(np.prod(shape))].reshape(shape)[:, 0, 0] for probe, shape in shapes.items()}
+        except (OSError, pa.ArrowException, KeyError, ValueError, TypeError):
+            return None
+        return Part(scores, valid, tuple(facts))
+
+    def save(self, part: str, result: Part) -> None:
+        """Write a finished part, and the question beside the first."""
+        if not (self.folder / "question.json").is_file():
+            write_text(self.folder / "question.json", json.dumps(self.question, indent=1, default=str, sort_keys=True) + "\n")
+        longest = max(score.size for score in result.scores.values())
+        columns: dict[str, np.ndarray] = {}
+        for probe, score in result.scores.items():
+            valid = np.broadcast_to(result.valid[probe][:, None, None], score.shape)
+            columns[f"{probe}.score"] = _padded(score.astype(float), longest, np.nan)
+            columns[f"{probe}.valid"] = _padded(valid, longest, False)
+        shapes = {probe: score.shape for probe, score in result.scores.items()}
+        metadata = {"facts": json.dumps(result.facts, default=str), "shapes": json.dumps(shapes)}
+        table = pa.table(columns).replace_schema_metadata(metadata)
+        write_file(self._path(part), lambda path: pq.write_table(table, path))
+
+    def _path(self, part: str) -> Path:
+        return self.folder / f"{part}.parquet"
+
+
+def _padded(array: np.ndarray, size: int, filler: Any) -> np.ndarray:
+    flat = array.ravel()
+    return np.concatenate([flat, np.full(size - flat.size, filler, flat.dtype)])
+
+
+def fingerprint_of(question: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits of a hash over plain data; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(question, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@cache
+def versions() -> dict[str, str]:
+    """The versions that decide a result: workbench, torch, transformers, numpy, Python."""
+    packages = {"workbench": "attention-head-workbench", "torch": "torch", "transformers": "transformers", "numpy": "numpy"}
+    return {name: version(package) for name, package in packages.items()} | {"python": platform.python_version()}
+
+
+def find(root: Path) -> Sequence[Run]:
+    """Every run under a folder, oldest first."""
+    paths = sorted(root.glob("*/question.json"), key=lambda path: path.stat().st_mtime)
+    return [Run(root, json.loads(path.read_text(encoding="utf-8"))) for path in paths]

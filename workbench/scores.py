@@ -1,0 +1,122 @@
+"""How strongly does each head show each behaviour? `HeadScores`: one tidy table with n, spread, interval and null."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from workbench.errors import InputError, unknown
+from workbench.heads import Head, ModelCard
+
+COLUMNS = ("model", "layer", "head", "kv_head", "probe", "score", "n", "std", "ci_low", "ci_high", "null")
+"""`n` samples, their standard deviation, the 95% bootstrap interval of the mean (NaN where n < 2), and the null's mean."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeadScores:
+    """Scores of every head on some probes: a tidy table (`COLUMNS`), the evidence behind each probe, and the provenance.
+
+    A probe without enough valid evidence has no rows; `evidence[probe]["status"]` then says `insufficient evidence`.
+    """
+
+    card: ModelCard
+    rows: pd.DataFrame
+    evidence: Mapping[str, Mapping[str, Any]]
+    provenance: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if missing := set(COLUMNS) - set(self.rows.columns):
+            raise InputError(f"a score table needs the columns {', '.join(COLUMNS)}; missing: {', '.join(sorted(missing))}")
+        bad = self.rows[~np.isfinite(self.rows["score"].to_numpy(float))]
+        if len(bad):
+            row = bad.iloc[0]
+            raise InputError(f"{self.card.name}, {Head(int(row.layer), int(row['head']))}: the {row.probe} score is {row.score}")
+        object.__setattr__(self, "rows", self.rows.copy())
+        for name in ("evidence", "provenance"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A copy of the tidy table, one row per head and probe."""
+        return self.rows.copy()
+
+    @property
+    def probes(self) -> tuple[str, ...]:
+        """The probes that have scores, in the order in which they were made."""
+        return tuple(self.rows["probe"].unique())
+
+    def matrix(self, probe: str, column: str = "score") -> Float[np.ndarray, "L H"]:
+        """One column of the table (`score`, `null`, `std`, `ci_low`, …) for one probe, as layers × query heads."""
+        if column not in COLUMNS[5:]:
+            raise unknown("column", column, COLUMNS[5:])
+        rows = self._of(probe)
+        matrix_LH = np.full((self.card.shape.n_layers, self.card.shape.n_heads), np.nan)
+        matrix_LH[rows["layer"], rows["head"]] = rows[column]
+        return matrix_LH
+
+    def top(self, k: int = 10, probe: str = "retrieval") -> pd.DataFrame:
+        """The k strongest heads of a probe, strongest first, ties in layer order, with a column `name` such as `L18H7`."""
+        rows = self._of(probe).sort_values(["score", "layer", "head"], ascending=[False, True, True], kind="stable").head(k)
+        names = [str(Head(layer, head)) for layer, head in zip(rows["layer"], rows["head"], strict=True)]
+        return rows.assign(name=names).reset_index(drop=True)
+
+    def agreement(self, k: int = 10) -> pd.DataFrame:
+        """How far each two probes rank the heads alike: Spearman's rho and the shared part of their top k (0–1)."""
+        score = {probe: self.matrix(probe).ravel() for probe in self.probes}
+        return pd.DataFrame([{"probe": a, "other": b, **rank_agreement(score[a], score[b], k)} for a, b in combinations(self.probes, 2)])
+
+    def _of(self, probe: str) -> pd.DataFrame:
+        if probe not in self.probes:
+            status = self.evidence.get(probe, {}).get("status")
+            raise InputError(f"{probe}: {status}") if status else unknown("probe", probe, self.probes)
+        return self.rows[self.rows["probe"] == probe]
+
+
+def rank_agreement(a: np.ndarray, b: np.ndarray, k: int = 10) -> dict[str, float]:
+    """Spearman's rank correlation of two score arrays (NaN if one is constant) and the overlap of their top k, 0–1."""
+    ranks = pd.DataFrame({"a": np.ravel(a), "b": np.ravel(b)}).rank()
+    k = min(k, len(ranks))
+    top = [set(np.argsort(-np.ravel(values), kind="stable")[:k]) for values in (a, b)]
+    constant = ranks["a"].nunique() < 2 or ranks["b"].nunique() < 2
+    return {"spearman": float("nan") if constant else float(ranks["a"].corr(ranks["b"])), f"top{k}_overlap": len(top[0] & top[1]) / k}
+
+
+def summarise(probe: str, card: ModelCard, score_NLH: Float[np.ndarray, "N L H"], null_LH: Float[np.ndarray, "L H"], seed: int = 0) -> pd.DataFrame:
+    """The tidy rows of one probe from its samples: mean, n, standard deviation, 95% bootstrap interval, null."""
+    n = len(score_NLH)
+    low_LH, high_LH = bootstrap_interval(score_NLH, seed=seed)
+    std_LH = score_NLH.std(axis=0, ddof=1) if n > 1 else np.full(score_NLH.shape[1:], np.nan)
+    heads = list(card.shape.heads())
+    return pd.DataFrame(
+        {
+            "model": card.name,
+            "layer": [head.layer for head in heads],
+            "head": [head.index for head in heads],
+            "kv_head": [card.shape.kv_head(head) for head in heads],
+            "probe": probe,
+            "score": score_NLH.mean(axis=0).ravel(),
+            "n": n,
+            "std": std_LH.ravel(),
+            "ci_low": low_LH.ravel(),
+            "ci_high": high_LH.ravel(),
+            "null": null_LH.ravel(),
+        }
+    )
+
+
+def bootstrap_interval(score_NLH: Float[np.ndarray, "N L H"], *, level: float = 0.95, draws: int = 1000, seed: int = 0):
+    """The percentile bootstrap interval of the mean over samples, as (low, high), each layers × heads; NaN where N < 2."""
+    n = len(score_NLH)
+    if n < 2:
+        nothing = np.full(score_NLH.shape[1:], np.nan)
+        return nothing, nothing.copy()
+    weight_DN = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws) / n
+    mean_DLH = np.tensordot(weight_DN, score_NLH, axes=1)
+    tail = (1 - level) / 2
+    low, high = np.quantile(mean_DLH, [tail, 1 - tail], axis=0)
+    return low, high
