@@ -1,6 +1,8 @@
 """Does each command give clean results on stdout, remarks on stderr, the right exit code, and errors that say what would work?"""
 
 import json
+import re
+import shutil
 from io import StringIO
 
 import numpy as np
@@ -18,7 +20,7 @@ from workbench.models import load
 from workbench.probes import PROBES
 from workbench.tiny import random_model
 
-FAST = ("--probe", "previous_token", "--probe", "induction")
+FAST = ("--probe", "duplicate_token", "--probe", "induction")
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +64,11 @@ def test_json_of_label_is_all_that_is_on_stdout_and_agrees_with_the_file(labelle
     result, out = labelled
     data, labels = json.loads(result.stdout), HeadLabels.load(out / "heads.json")
     assert data["labels"] == str(out / "heads.json")
-    assert data["counts"] == labels.counts() == {"induction": len(labels.heads("induction")), "previous_token": len(labels.heads("previous_token"))}
+    assert data["counts"] == labels.counts() == {"induction": len(labels.heads("induction")), "duplicate_token": len(labels.heads("duplicate_token"))}
     best = data["top"]["heads"][0]
-    assert (data["top"]["probe"], best["score"]) == ("previous_token", labels.scores["previous_token"].max())
+    assert (data["top"]["probe"], best["score"]) == ("duplicate_token", labels.scores["duplicate_token"].max())
     assert labels.rules["induction"].value == 0.01
-    assert data["evidence"].keys() == labels.scores.keys() == {"previous_token", "induction"}
+    assert data["evidence"].keys() == labels.scores.keys() == {"duplicate_token", "induction"}
     assert data["heads"] == 12
 
 
@@ -77,7 +79,7 @@ def test_label_writes_the_labels_and_the_heat_map_and_nothing_else(labelled):
 
 def test_label_tells_its_progress_on_stderr_a_line_for_each_kind_of_task(labelled):
     result, _ = labelled
-    assert "previous_token" in result.stderr
+    assert "duplicate_token" in result.stderr
     assert "induction (null)" in result.stderr
 
 
@@ -87,18 +89,17 @@ def test_the_summary_says_what_was_found_and_where_it_lies(folder, tmp_path):
     labels = HeadLabels.load(tmp_path / "h.json")
     text = result.stdout
     assert f"fingerprint {labels.card.fingerprint}" in text
-    assert (
-        f"induction         {len(labels.heads('induction'))}" in " ".join(text.split()).replace("induction ", "induction         ", 1) or "score ≥ 0.01" in text
-    )
-    assert "The strongest by previous_token" in text
-    assert "every test counts: previous_token, induction" in text
+    count = len(labels.heads("induction"))
+    assert re.search(rf"^induction +{count} +{100 * count / 12:.1f}%  score ≥ 0.01", text, re.MULTILINE)
+    assert "The strongest by duplicate_token" in text
+    assert "every test counts  duplicate_token, induction" in text
     assert str(tmp_path / "h.json") in text
     assert str(tmp_path / "h.html") in text
     assert max(map(len, text.splitlines())) <= 100 + len(str(tmp_path))
 
 
 def test_a_run_that_is_kept_is_not_measured_again(folder, tmp_path, monkeypatch):
-    wanted = ("score", "-m", folder, "--probe", "previous_token", "--runs", tmp_path / "runs")
+    wanted = ("score", "-m", folder, "--probe", "duplicate_token", "--runs", tmp_path / "runs")
     first = run(*wanted)
     assert first.exit_code == 0, first.output
     monkeypatch.setattr(measure, "capture", None)
@@ -149,11 +150,14 @@ def test_a_bug_is_no_user_error(folder, monkeypatch):
 
 
 def test_too_little_evidence_is_said_clearly(folder, tmp_path):
-    result = run("label", "-m", folder, "-o", tmp_path / "h.json", *FAST, "--probe", "retrieval", "--lengths", "500", "--depths", "0.5", "--template", "none")
-    if result.exit_code == 2:  # no such option: the preset decides
-        result = run("label", "-m", folder, "-o", tmp_path / "h.json", *FAST, "--probe", "retrieval", "--lengths", "500", "--depths", "0.5")
+    # With a token for each byte the shipped needles do not fit into a few hundred tokens; these do.
+    needles = [{"id": name, "needle": f"{name} is {thing}.", "question": f"What is {name}?"} for name, thing in (("Ann", "a cook"), ("Bob", "a baker"))]
+    (tmp_path / "needles.jsonl").write_text("\n".join(map(json.dumps, needles)))
+    (tmp_path / "hay.txt").write_text("It rained again. " * 100)
+    short = ("--lengths", "250,300", "--depths", "0.5", "--needles", tmp_path / "needles.jsonl", "--haystack", tmp_path / "hay.txt")
+    result = run("label", "-m", folder, "-o", tmp_path / "h.json", *FAST, "--probe", "retrieval", *short)
     assert result.exit_code == 0, result.output
-    assert "retrieval: insufficient evidence: the model passed 0 of 2 tests" in result.stdout
+    assert re.search(r"retrieval +insufficient evidence: the model passed 0 of 4 tests", result.stdout)
     assert HeadLabels.load(tmp_path / "h.json").evidence["retrieval"]["status"] == "insufficient evidence"
 
 
@@ -162,9 +166,9 @@ def test_too_little_evidence_is_said_clearly(folder, tmp_path):
 
 def test_the_table_on_stdout_is_csv_and_nothing_else(folder):
     table = pd.read_csv(StringIO(run("score", "-m", folder, *FAST).stdout))
-    expected = measure.score(load(folder, device="cpu"), ["previous_token", "induction"]).table
+    expected = measure.score(load(folder, device="cpu"), ["duplicate_token", "induction"]).table
     assert list(table.columns) == list(expected.columns)
-    np.testing.assert_allclose(table["score"], expected["score"], rtol=1e-12)
+    np.testing.assert_allclose(table["score"], expected["score"], rtol=1e-6)
 
 
 def test_the_table_is_written_as_parquet_with_its_provenance_or_as_csv(folder, tmp_path):
@@ -185,7 +189,7 @@ def test_another_ending_is_refused_before_anything_is_loaded(tmp_path):
 
 def test_agreement_compares_every_two_probes(folder):
     data = json.loads(run("score", "-m", folder, *FAST, "--agreement", "--json").stdout)
-    assert [(row["probe"], row["other"]) for row in data["agreement"]] == [("previous_token", "induction")]
+    assert [(row["probe"], row["other"]) for row in data["agreement"]] == [("duplicate_token", "induction")]
     assert len(data["rows"]) == 24
     text = run("score", "-m", folder, *FAST, "--agreement").stdout
     assert f"{data['agreement'][0]['spearman']:.2f}" in text
@@ -209,8 +213,8 @@ def test_show_draws_text_of_at_most_the_terminal_and_writes_a_page_on_demand(lab
 
 def test_show_lists_the_probes_and_labels_that_there_are(labelled):
     _, out = labelled
-    assert "induction, previous_token" in refused("show", out / "heads.json", "--probe", "retrieval")
-    assert "induction, previous_token" in refused("show", out / "heads.json", "--label", "retrieval")
+    assert "duplicate_token, induction" in refused("show", out / "heads.json", "--probe", "retrieval")
+    assert "duplicate_token, induction" in refused("show", out / "heads.json", "--label", "retrieval")
     assert "not both" in refused("show", out / "heads.json", "--label", "induction", "--probe", "induction")
 
 
@@ -272,7 +276,7 @@ def test_validate_refuses_a_damaged_file(labelled, tmp_path):
     (tmp_path / "cut.json").write_text(text[: len(text) // 2])
     assert "cut.json" in refused("validate", tmp_path / "cut.json")
     assert "missing.json" in refused("validate", tmp_path / "missing.json")
-    (tmp_path / "nan.json").write_text(text.replace(text.split('"previous_token": ')[-1].split("\n")[0], "NaN"))
+    (tmp_path / "nan.json").write_text(text.replace(text.split('"duplicate_token": ')[-1].split("\n")[0], "NaN"))
     assert "NaN" in refused("validate", tmp_path / "nan.json")
 
 
@@ -295,7 +299,7 @@ def test_one_probe_is_told_at_length():
 
 def test_plan_reads_no_weights(folder, tmp_path):
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / name).write_bytes(((load(folder) and __import__("pathlib").Path(folder)) / name).read_bytes())
+        shutil.copy(f"{folder}/{name}", tmp_path)
     result = run("plan", "-m", tmp_path, *FAST, "--json")
     assert result.exit_code == 0, result.output
     data = json.loads(result.stdout)

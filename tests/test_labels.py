@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from workbench.errors import InputError
 from workbench.files import write_text
 from workbench.heads import Head, ModelCard, Shape
-from workbench.labels import KINDS, RULES, SCHEMA, HeadLabels, Rule, label, rules_with, schema
+from workbench.labels import SCHEMA, HeadLabels, label, schema
+from workbench.rules import KINDS, RULES, Rule, rules_with
 from workbench.scores import HeadScores, summarise
 
 SHAPE = Shape(2, 4, 2, 8, 32)

@@ -6,22 +6,24 @@ It never holds more than the probabilities of one KV head's query heads in one l
 name without a mask function gets no mask at all, without a word.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from workbench.edits import Edit
 from workbench.errors import InputError
+from workbench.layer_view import LayerView
 from workbench.models import HFModel
 from workbench.prompts import Prompts
-from workbench.reads import LayerRead, LayerView
+from workbench.reads import LayerRead
 
 NAME = "workbench_reference"
 
@@ -110,9 +112,7 @@ class _Attend:
 
     def fused(self, q_BHQE: Tensor, v_BGKE: Tensor) -> Tensor:
         """The same outputs from PyTorch's fused attention, which shows no probabilities."""
-        return scaled_dot_product_attention(
-            q_BHQE, self.k_BGKE, v_BGKE, attn_mask=self.visible_BQK[:, None], scale=self.scaling, enable_gqa=self.group > 1
-        )
+        return scaled_dot_product_attention(q_BHQE, self.k_BGKE, v_BGKE, attn_mask=self.visible_BQK[:, None], scale=self.scaling, enable_gqa=self.group > 1)
 
 
 def _at(tensor_BHQE: Tensor, row_BR: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def _at(tensor_BHQE: Tensor, row_BR: Tensor) -> Tensor:
 
 
 @contextmanager
-def tapped(model: HFModel, tap: Tap) -> Iterator[nn.Module]:
+def tapped(model: HFModel, tap: Tap) -> Generator[Any, None, None]:
     """The model's module with `tap` in every attention layer; restored to what it was, whatever happens."""
     with model.attention(NAME) as hf:
         try:
@@ -134,7 +134,7 @@ def tapped(model: HFModel, tap: Tap) -> Iterator[nn.Module]:
 
 
 def _attention(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -154,8 +154,8 @@ def _attention(
     return rearrange(z_BHQE, "b h q e -> b q h e").contiguous(), None
 
 
-def _visible(*args: object, **kwargs: object) -> Tensor:
-    """transformers' mask interface: True where a query may see a key, [B, 1, Q, K]; never left out."""
+def _visible(*args: Any, **kwargs: Any) -> Tensor | None:
+    """transformers' mask interface: True where a query may see a key, [B, 1, Q, K]; never left out for a causal model."""
     return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
 
 

@@ -8,14 +8,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from workbench.attention import NAME, Tap, tapped
 from workbench.edits import Edit
 from workbench.errors import InputError
 from workbench.heads import ModelCard
+from workbench.layer_view import LayerView
 from workbench.models import HFModel
 from workbench.prompts import Prompts
-from workbench.reads import LayerRead, LayerView, NextToken, NextTokenValue, Read
+from workbench.reads import LayerRead, NextToken, NextTokenValue, Pattern, Read
+
+LARGEST_PATTERN = 4 * 2**30
+"""Bytes that `Pattern()` of all rows may take before it is refused."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,15 +53,21 @@ def capture(model: HFModel, prompts: Prompts | str | Iterable[str], reads: Seque
     prompts beyond the model's context, for edits of heads that it does not have, and when memory does not suffice.
     """
     prompts = prompts if isinstance(prompts, Prompts) else Prompts.from_text(model, prompts)
-    tap = Tap(prompts, _check(model, prompts.length, reads, edits), edits)
+    tap = Tap(prompts, _check(model, prompts.count, prompts.length, reads, edits), edits)
     ids_BT = torch.tensor(prompts.ids_BT, device=model.device)
-    with torch.inference_mode(), tapped(model, tap) as hf, _memory_errors(model, prompts):
+    with torch.inference_mode(), tapped(model, tap) as hf, _MemoryErrors(model, prompts):
         values = _run(hf, tap, ids_BT, reads)
     return Capture(model.card, prompts, values, _provenance(model, edits))
 
 
 def generate(
-    model: HFModel, prompts: Prompts, reads: Sequence[LayerRead], *, max_new_tokens: int = 50, edits: Sequence[Edit] = (), stop: Callable[[str], bool] | None = None
+    model: HFModel,
+    prompts: Prompts,
+    reads: Sequence[LayerRead],
+    *,
+    max_new_tokens: int = 50,
+    edits: Sequence[Edit] = (),
+    stop: Callable[[str], bool] | None = None,
 ) -> Capture:
     """Let the model answer one prompt greedily, and read the row behind every token that it chose.
 
@@ -70,13 +81,16 @@ def generate(
         raise InputError("generation takes one prompt of at least two tokens at a time, and makes at least one token")
     if wrong := [read for read in reads if not (read.per_row and read.rows == "answer")]:
         raise InputError(f"while generating, only reads that give a number per row, at the rows 'answer', can be made; not {wrong[0]}")
-    _check(model, prompts.length + max_new_tokens, reads, edits)
-    end, chosen, seen = prompts.length - 1, [], []
+    _check(model, 1, prompts.length + max_new_tokens, reads, edits)
+    end = prompts.length - 1
+    chosen: list[int] = []
+    seen: list[dict[Read, Any]] = []
     base = Prompts(prompts.ids_BT, prompts.spans, {}, prompts.match_BT, end, prompts.facts)
     ids_BT = torch.tensor(prompts.ids_BT, device=model.device)
-    with torch.inference_mode(), _memory_errors(model, prompts):
+    with torch.inference_mode(), _MemoryErrors(model, prompts):
         with tapped(model, Tap(base, (), edits)) as hf:
-            cache = hf(ids_BT[:, :end], use_cache=True, logits_to_keep=1).past_key_values
+            cache = DynamicCache()  # without the configuration: every layer keeps all keys, so that a key's index is its position
+            hf(ids_BT[:, :end], past_key_values=cache, use_cache=True, logits_to_keep=1)
         fed_BT = ids_BT[:, end:]
         while len(chosen) < max_new_tokens:
             place = end + len(chosen)
@@ -111,11 +125,14 @@ def from_patterns(card: ModelCard, prompts: Prompts, pattern_BLHQK: np.ndarray, 
     return Capture(card, prompts, {read: _joined(tap, read) for read in reads}, {"implementation": "given patterns"})
 
 
-def _check(model: HFModel, length: int, reads: Sequence[Read], edits: Sequence[Edit]) -> list[LayerRead]:
+def _check(model: HFModel, prompts: int, length: int, reads: Sequence[Read], edits: Sequence[Edit]) -> list[LayerRead]:
     if length > model.max_length:
         raise InputError(f"{length} tokens do not fit the context of {model.name}, {model.max_length}")
     for head in (head for edit in edits for head in edit.heads):
         model.shape.check(head)
+    size = 4 * prompts * model.shape.n_layers * model.shape.n_heads * length**2
+    if Pattern() in reads and size > LARGEST_PATTERN:
+        raise InputError(f"Pattern() of {length} tokens takes {size / 2**30:.1f} GiB; name the rows, Pattern(rows=...), or read what you need of it")
     return [read for read in reads if not isinstance(read, NextToken)]
 
 
@@ -180,7 +197,7 @@ def _provenance(model: HFModel, edits: Sequence[Edit]) -> dict[str, Any]:
     return {"implementation": NAME.removeprefix("workbench_"), **place, "edits": [edit.describe() for edit in edits]}
 
 
-class _memory_errors:
+class _MemoryErrors:
     """Turns running out of memory into an `InputError` that says what it would take and what lowers it."""
 
     def __init__(self, model: HFModel, prompts: Prompts) -> None:
@@ -189,7 +206,7 @@ class _memory_errors:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(self, _kind: type | None, error: BaseException | None, _trace: object) -> None:
         text = str(error).lower()
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (isinstance(error, RuntimeError) and "can't allocate memory" in text):
             shape, tokens = self._model.shape, self._prompts.length

@@ -1,8 +1,8 @@
 """Which heads are what? `RULES` turns scores into labels; `HeadLabels` is what the command line exports."""
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -15,100 +15,10 @@ import numpy as np
 from workbench.errors import InputError, unknown
 from workbench.files import write_text
 from workbench.heads import Head, ModelCard, Shape
+from workbench.rules import RULES, Rule
 from workbench.scores import HeadScores
 
 SCHEMA = "workbench.head-labels/1"
-
-KINDS = ("at_least", "top_share", "top_per_layer")
-
-
-@dataclass(frozen=True)
-class Rule:
-    """When a head gets a label: by its score on one probe.
-
-    `kind` is `at_least` (score ≥ value), `top_share` (the best `value` of all heads, 0–1; of all KV heads if `per_kv_head`,
-    whose query heads then all get the label) or `top_per_layer` (the best `value` heads of each layer). By any rule the
-    score must also be above the head's own null. `source` says where the value comes from; `chance` what a random head gets.
-    """
-
-    label: str
-    probe: str
-    value: float
-    source: str
-    chance: str
-    kind: str = "at_least"
-    per_kv_head: bool = False
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise unknown("kind of rule", self.kind, KINDS)
-        if not np.isfinite(self.value):
-            raise InputError(f"the rule for {self.label} needs a finite value, got {self.value}")
-        if self.kind == "top_share" and not 0 <= self.value <= 1:
-            raise InputError(f"the rule for {self.label} takes a share of the heads, 0 to 1, got {self.value:g}")
-        if self.kind == "top_per_layer" and (self.value < 0 or self.value != int(self.value)):
-            raise InputError(f"the rule for {self.label} takes a whole number of heads, got {self.value:g}")
-
-    def select(self, score_LH: np.ndarray, null_LH: np.ndarray, shape: Shape) -> np.ndarray:
-        """Which heads the rule labels: a boolean array of layers × query heads. Ties go to the earlier head."""
-        if self.kind == "at_least":
-            chosen = score_LH >= self.value
-        elif self.kind == "top_per_layer":
-            chosen = _best(score_LH, int(self.value))
-        else:
-            pool = shape.to_kv(score_LH) if self.per_kv_head else score_LH
-            chosen = _best(pool.reshape(1, -1), round(self.value * pool.size)).reshape(pool.shape)
-            chosen = shape.to_query(chosen) if self.per_kv_head else chosen
-        return chosen & (score_LH > np.nan_to_num(null_LH, nan=-np.inf))
-
-
-def _best(score_RC: np.ndarray, count: int) -> np.ndarray:
-    """True at the `count` largest entries of each row."""
-    order = np.argsort(-score_RC, axis=1, kind="stable")[:, :count]
-    chosen = np.zeros(score_RC.shape, bool)
-    np.put_along_axis(chosen, order, True, axis=1)
-    return chosen
-
-
-_HOUSE = "house default (spec 6.12), not from a paper"
-RULES: Mapping[str, Rule] = MappingProxyType(
-    {
-        rule.label: rule
-        for rule in (
-            Rule("retrieval", "retrieval", 0.1, "Wu et al. 2024 (2404.15574): copies ≥ 10% of the needle's tokens", "0; control: another needle in its place"),
-            Rule("semantic_retrieval", "semantic_retrieval", 4, "Lin et al. 2025 (2508.02401), CompressKV: best four of each layer", "rank only", "top_per_layer"),
-            Rule("reasoning_retrieval", "reasoning_retrieval", 0.1, "HeadKV-R2 (2410.19258) states no cut; its authors' files have 6–7% of heads ≥ 0.1", "control: needle absent"),
-            Rule("query_focused_retrieval", "query_focused_retrieval", 0.02, "Zhang et al. 2025 (2506.09944), QRHead: 1–2% of heads", "control: gold document absent", "top_share"),
-            Rule("razor_echo", "razor_echo", 0.01, "RazorAttention (2407.15891): best 1% of KV heads", "number of copies / position", "top_share", True),
-            Rule("razor_induction", "razor_induction", 0.14, "RazorAttention (2407.15891): best 14% of KV heads", "number of copies / position", "top_share", True),
-            Rule("induction", "induction", 0.4, "Olsson et al. 2022; customary cut", "control: second half not repeated"),
-            Rule("previous_token", "previous_token", 0.5, _HOUSE, "uniform attention"),
-            Rule("duplicate_token", "duplicate_token", 0.3, _HOUSE, "control: second half not repeated"),
-            Rule("copying", "copying", 0.5, _HOUSE, "0 in expectation: eigenvalues of a random matrix"),
-            Rule("attention_sink", "attention_sink", 0.3, "Gu et al. 2024 (2410.10781): ε = 0.3 at 64 tokens", "0.074: uniform attention over 64 tokens"),
-            Rule("sink_anywhere", "sink_anywhere", 0.3, "Gu et al. 2024 (2410.10781): ε = 0.3, any position", "0.074: uniform attention over 64 tokens"),
-            Rule("local", "local", 0.9, "house default", "uniform attention"),
-            Rule("streaming", "streaming", 0.95, "house default: at most 5% of the mass is lost", "uniform attention"),
-            Rule("diffuse", "entropy", 0.8, "house default: 80% of a uniform head's entropy", "control: none above it"),
-        )
-    }
-)
-"""Every threshold of the project, each with its source and with what a random head gets."""
-
-
-def rules_with(changes: Iterable[str]) -> dict[str, Rule]:
-    """`RULES` with some values changed, from texts such as `retrieval=0.2`. Raises `InputError` for an unknown rule or no number."""
-    rules = dict(RULES)
-    for change in changes:
-        name, _, value = change.partition("=")
-        if name not in rules:
-            raise unknown("rule", name, rules)
-        try:
-            number = float(value)
-        except ValueError as error:
-            raise InputError(f"a rule is changed as in {name}=0.2, not {change!r}") from error
-        rules[name] = replace(rules[name], value=number, source=f"set by the user (default {rules[name].value:g})")
-    return rules
 
 
 @dataclass(frozen=True, eq=False)

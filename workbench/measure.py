@@ -4,7 +4,7 @@
 (or one generation), every probe's `score`, save. 3. Do the same for the null of each group. 4. Drop what does not count, and summarise.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,9 @@ def score(
             if facts["status"] == "ok":
                 rows.append(summarise(member.name, model.card, _finite(model, member, score_NLH), nulls[member.name], seed))
     if not rows:
-        raise InputError("no probe found enough evidence: " + "; ".join(f"{name}: {facts['valid']} of {facts['tests']} tests valid" for name, facts in evidence.items()))
+        raise InputError(
+            "no probe found enough evidence: " + "; ".join(f"{name}: {facts['valid']} of {facts['tests']} tests valid" for name, facts in evidence.items())
+        )
     provenance = {"preset": preset, "seed": seed, **_conditions(model, edits), "versions": versions()}
     return HeadScores(model.card, pd.concat(rows, ignore_index=True), evidence, provenance)
 
@@ -170,7 +172,9 @@ def _nulls(model: HFModel, group: Group, seed: int, runs: Path | None, edits: Se
     else:
         parts = [_uniform(model, group, prompts) for prompts in group.recipe.build(model, seed)[:1]]
     stacked = {member.name: np.concatenate([part.scores[member.name] for part in parts]) for member in group.probes}
-    return {name: np.broadcast_to(array.mean(axis=0), shape) for name, array in stacked.items()}
+    fixed = {member.name: member.null_score for member in group.probes if member.null_score is not None}
+    means = {name: np.broadcast_to(array.mean(axis=0), shape) for name, array in stacked.items()}
+    return means | {name: np.full(shape, value) for name, value in fixed.items()}
 
 
 def _uniform(model: HFModel, group: Group, prompts: Prompts) -> Part:
@@ -194,12 +198,7 @@ def _counted(member: Probe, parts: Sequence[Part]) -> tuple[np.ndarray, dict[str
 def _finite(model: HFModel, member: Probe, score_NLH: np.ndarray) -> np.ndarray:
     if not np.isfinite(score_NLH).all():
         sample, layer, index = map(int, np.argwhere(~np.isfinite(score_NLH))[0])
-        raise InputError(f"{model.name}, {Head(layer, index)}: the {member.name} score of sample {sample} is {score_NLH[sample, layer, index]}; try --dtype float32")
+        raise InputError(
+            f"{model.name}, {Head(layer, index)}: the {member.name} score of sample {sample} is {score_NLH[sample, layer, index]}; try --dtype float32"
+        )
     return score_NLH
-
-
-def recall(facts: Iterable[Mapping[str, Any]]) -> float:
-    """The mean share of the needle's words in the responses."""
-    from workbench.probes._needle import word_recall
-
-    return float(np.mean([word_recall(fact["answer"], fact["response"]) for fact in facts]))

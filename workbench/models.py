@@ -4,14 +4,14 @@ import copy
 import hashlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workbench.errors import InputError, unknown
@@ -51,7 +51,7 @@ class HFModel:
 
     name: str
     origin: str
-    hf: nn.Module
+    hf: Any
     tokenizer: Any = None
     revision: str | None = None
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
@@ -133,7 +133,7 @@ class HFModel:
         )
 
     @contextmanager
-    def attention(self, implementation: str):
+    def attention(self, implementation: str) -> Generator[Any, None, None]:
         """Run with one of transformers' attention implementations, and put the former one back."""
         with self.lock:
             former = self.config._attn_implementation
@@ -179,10 +179,10 @@ def choose_device(device: str) -> torch.device:
     """The torch device for a name. Raises `InputError` if it is unknown or not there."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.split(":")[0] not in DEVICES:
+    if device.split(":", maxsplit=1)[0] not in DEVICES:
         raise unknown("device", device, DEVICES)
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there[device.split(":")[0]]:
+    if not there[device.split(":", maxsplit=1)[0]]:
         raise InputError(f"this machine has no {device} that torch can use; choose --device cpu or auto")
     return torch.device(device)
 
@@ -196,7 +196,7 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def _read(source: Source, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+def _read(source: Source, dtype: torch.dtype) -> tuple[Any, Any]:
     options = {"revision": source.revision, "trust_remote_code": False}
     try:
         hf = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, use_safetensors=True, **options)

@@ -37,8 +37,10 @@ class Needle:
     def parse(cls, data: Mapping[str, Any], where: str) -> "Needle":
         """From one JSON object with `needle` and `question`, and perhaps `id` and `answer`. Raises `InputError` naming the place."""
         wrong = set(data) - {"id", "needle", "question", "answer"}
-        if wrong or not all(isinstance(data.get(key, ""), str) for key in ("id", "answer")) or not all(
-            isinstance(data.get(key), str) and data[key].strip() for key in ("needle", "question")
+        if (
+            wrong
+            or not all(isinstance(data.get(key, ""), str) for key in ("id", "answer"))
+            or not all(isinstance(data.get(key), str) and data[key].strip() for key in ("needle", "question"))
         ):
             raise InputError(f"{where}: a needle has the texts 'needle' and 'question', and may have 'id' and 'answer'; nothing else")
         answer = data.get("answer") or data["needle"]
@@ -69,8 +71,8 @@ class NeedleTests:
     """
 
     needles: str | Path = "needles"
-    lengths_: tuple[int, ...] = (300, 600, 1200)
-    depths: tuple[float, ...] = (0.1, 0.5, 0.9)
+    lengths_: tuple[int, ...] = (300, 600, 900)
+    depths: tuple[float, ...] = (0.2, 0.8)
     per_cell: int | None = 2
     haystack: Path | None = None
     template: str = "auto"
@@ -95,9 +97,9 @@ class NeedleTests:
         return tests
 
     def control(self) -> "NeedleTests":
-        """The needle absent, in a third of the tests."""
-        depths = self.depths[len(self.depths) // 2 :][:1]
-        return replace(self, absent=True, teacher_forced=True, depths=depths)
+        """The needle absent, in one test per length."""
+        middle = self.depths[len(self.depths) // 2]
+        return replace(self, absent=True, teacher_forced=True, depths=(middle,), per_cell=1)
 
     def lengths(self, model: Model) -> list[int]:
         """Tokens of each test, about."""
@@ -108,7 +110,9 @@ class NeedleTests:
         frame = len(_encode(model, self._ask(model, hidden.needle, asked.question))[0])
         room = length - frame - len(gold)
         if room < 0 or length > model.max_length:
-            raise InputError(f"needle {asked.id!r} with its question takes {frame + len(gold)} tokens; a test of {length} (context {model.max_length}) cannot hold it")
+            raise InputError(
+                f"needle {asked.id!r} with its question takes {frame + len(gold)} tokens; a test of {length} (context {model.max_length}) cannot hold it"
+            )
         context = hay.with_needle(hidden.needle, room, depth, place)
         text = self._ask(model, context, asked.question)
         ids, ranges = _encode(model, text)
@@ -118,8 +122,16 @@ class NeedleTests:
         end = len(ids) - 1
         rows = {"answer": np.arange(end, end + len(gold))[None]} if self.teacher_forced else {}
         full = np.concatenate([ids, gold]) if self.teacher_forced else ids
-        facts = {"needle": asked.id, "length": length, "depth": depth, "answer": asked.answer, "haystack": hay.digest, "chat": self._chat(model), "absent": self.absent}
-        return Prompts(full[None].astype(np.int64), spans, rows, decode_from=end, facts=(facts,))
+        facts = {
+            "needle": asked.id,
+            "length": length,
+            "depth": depth,
+            "answer": asked.answer,
+            "haystack": hay.digest,
+            "chat": self._chat(model),
+            "absent": self.absent,
+        }
+        return Prompts(full[None].astype(np.int64), spans, rows, prefilled=end, facts=(facts,))
 
     def _chat(self, model: Model) -> bool:
         if self.template not in TEMPLATES:
@@ -182,8 +194,8 @@ class DocumentSearch:
     """
 
     needles: str | Path = "needles"
-    documents: int = 6
-    tokens: int = 60
+    documents: int = 4
+    tokens: int = 40
     count: int = 6
     haystack: Path | None = None
     absent: bool = False
@@ -195,8 +207,8 @@ class DocumentSearch:
         return [self._sample(model, hay, needles, index % len(needles), rng) for index in range(self.count)]
 
     def control(self) -> "DocumentSearch":
-        """The document that answers the query absent."""
-        return replace(self, absent=True)
+        """The document that answers the query absent, in a third of the samples."""
+        return replace(self, absent=True, count=max(1, self.count // 3))
 
     def lengths(self, model: Model) -> list[int]:
         """Tokens of each prompt, about."""
@@ -215,7 +227,9 @@ class DocumentSearch:
         spans = {f"doc{place}": np.repeat(_tokens_between(ranges, start, start + len(texts[place])), 2, axis=0) for place, start in enumerate(starts)}
         rows = np.tile(np.arange(first, len(ids)), (2, 1))
         facts = {"needle": needles[index].id, "gold": gold, "absent": self.absent, "haystack": hay.digest}
-        return Prompts(np.stack([ids, nothing]), {**spans, "gold": spans[f"doc{gold}"]}, {"query": rows}, facts=({**facts, "query": True}, {**facts, "query": False}))
+        return Prompts(
+            np.stack([ids, nothing]), {**spans, "gold": spans[f"doc{gold}"]}, {"query": rows}, facts=({**facts, "query": True}, {**facts, "query": False})
+        )
 
 
 def _framed(model: Model, text: str) -> str:

@@ -17,28 +17,26 @@ from workbench.models import Model
 class Prompts:
     """Token ids of B prompts of equal length, and where in them a read should look.
 
-    `spans[name]` are key ranges [start, end) per prompt, `rows[name]` query positions per prompt. `match_BT` are the ids by
-    which equal tokens are found (the ids themselves unless a control says otherwise). Rows from `decode_from` on count as
-    decoding: they produce an answer, as in a teacher-forced test. `facts` say per prompt what it is (needle, length, depth, …).
+    `spans[name]` are key ranges [start, end) per prompt, `rows[name]` query positions per prompt. `match` are the ids by
+    which equal tokens are found (the ids themselves unless a control says otherwise). Rows behind the first `prefilled` (default: all) count
+    as decoding: they produce an answer, as in a teacher-forced test. `facts` say per prompt what it is (needle, length, depth, …).
     All arrays are read-only.
     """
 
     ids_BT: Int[np.ndarray, "B T"]
     spans: Mapping[str, Int[np.ndarray, "B 2"]] = field(default_factory=dict)
     rows: Mapping[str, Int[np.ndarray, "B R"]] = field(default_factory=dict)
-    match_BT: Int[np.ndarray, "B T"] | None = None
-    decode_from: int | None = None
+    match: Int[np.ndarray, "B T"] | None = None
+    prefilled: int | None = None
     facts: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         if self.ids_BT.ndim != 2 or 0 in self.ids_BT.shape:
             raise InputError(f"prompts need at least one token each, got ids of shape {self.ids_BT.shape}")
-        match_BT = self.ids_BT if self.match_BT is None else self.match_BT
-        frozen = {"ids_BT": _frozen(self.ids_BT), "match_BT": _frozen(match_BT), "spans": _frozen_map(self.spans), "rows": _frozen_map(self.rows)}
-        for name, value in frozen.items():
-            object.__setattr__(self, name, value)
-        if self.decode_from is None:
-            object.__setattr__(self, "decode_from", self.length)
+        object.__setattr__(self, "ids_BT", _frozen(self.ids_BT))
+        object.__setattr__(self, "match", None if self.match is None else _frozen(self.match))
+        object.__setattr__(self, "spans", _frozen_map(self.spans))
+        object.__setattr__(self, "rows", _frozen_map(self.rows))
         for name, span_B2 in self.spans.items():
             if (span_B2 < 0).any() or (span_B2 > self.length).any() or (span_B2[:, 0] >= span_B2[:, 1]).any():
                 raise InputError(f"span {name!r} is empty or leaves the {self.length} tokens of the prompt: {span_B2.tolist()}")
@@ -55,6 +53,16 @@ class Prompts:
     def length(self) -> int:
         """The number of tokens of each prompt, T."""
         return self.ids_BT.shape[1]
+
+    @property
+    def match_BT(self) -> Int[np.ndarray, "B T"]:
+        """The ids by which equal tokens are found."""
+        return self.ids_BT if self.match is None else self.match
+
+    @property
+    def decode_from(self) -> int:
+        """The first row that counts as decoding; T if none does."""
+        return self.length if self.prefilled is None else self.prefilled
 
     @property
     def fingerprint(self) -> str:
@@ -86,7 +94,7 @@ class Prompts:
             {name: span[cut] for name, span in self.spans.items()},
             {name: row[cut] for name, row in self.rows.items()},
             self.match_BT[cut],
-            self.decode_from,
+            self.prefilled,
             self.facts[cut],
         )
 

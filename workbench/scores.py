@@ -109,7 +109,7 @@ def summarise(probe: str, card: ModelCard, score_NLH: Float[np.ndarray, "N L H"]
     )
 
 
-def bootstrap_interval(score_NLH: Float[np.ndarray, "N L H"], *, level: float = 0.95, draws: int = 1000, seed: int = 0):
+def bootstrap_interval(score_NLH: Float[np.ndarray, "N L H"], *, level: float = 0.95, draws: int = 1000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """The percentile bootstrap interval of the mean over samples, as (low, high), each layers × heads; NaN where N < 2."""
     n = len(score_NLH)
     if n < 2:

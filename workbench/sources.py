@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from workbench.errors import InputError, unknown
 
@@ -146,7 +147,7 @@ def _convert(gguf: Path, target: Path) -> None:
     try:
         where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(**where)
+        tokenizer: Any = AutoTokenizer.from_pretrained(**where)
     except Exception as error:  # the GGUF reader raises whatever a broken byte leads it to
         raise InputError(f"{gguf} is not a GGUF file that can be read: {type(error).__name__}: {error}") from error
     finally:

@@ -1,19 +1,23 @@
-"""Models made in memory: random ones of each architecture, and (in `compiled.py`) ones whose circuit is known."""
+"""Models made in memory: random ones of each architecture, with a tokenizer of bytes. (`compiled` makes models whose circuit is known.)"""
 
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from workbench.errors import unknown
 from workbench.models import HFModel
 
-_COMMON = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 512}
+VOCABULARY = 260
+"""Three special tokens (unknown, begin, end), the 256 bytes, and one spare id."""
+
+_COMMON = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 4096}
 _GQA = {**_COMMON, "num_key_value_heads": 2, "intermediate_size": 48}
 _IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "gpt2": {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
+    "gpt2": {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 4096},
     "gpt_neox": {**_COMMON, "intermediate_size": 48},
     "llama": {**_GQA, "num_attention_heads": 6, "hidden_size": 48},
     "mistral": {**_GQA, "sliding_window": 8},
@@ -27,7 +31,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def random_model(architecture: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **settings: Any) -> HFModel:
-    """A tiny model of random weights, biases and norm gains included, of one of `ARCHITECTURES`; no tokenizer.
+    """A tiny model of random weights, biases and norm gains included, of one of `ARCHITECTURES`, with `byte_tokenizer`.
 
     `settings` override the configuration. The weights are large enough that attention is far from uniform.
     """
@@ -40,4 +44,15 @@ def random_model(architecture: str, *, seed: int = 0, dtype: torch.dtype = torch
         spread = 0.3 if parameter.dim() > 1 else 0.2
         offset = 1.0 if parameter.dim() == 1 and parameter.data.mean() > 0.5 else 0.0
         parameter.data = offset + spread * torch.randn(parameter.shape, generator=generator)
-    return HFModel(f"tiny-{architecture}", f"random {architecture}, seed {seed}", hf.to(dtype))
+    return HFModel(f"tiny-{architecture}", f"random {architecture}, seed {seed}", hf.to(dtype), byte_tokenizer())
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with one token per byte; `<s>` is put in front, `</s>` ends, there is no chat template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names = ["<unk>", "<s>", "</s>", *alphabet]
+    core = Tokenizer(models.BPE(vocab={name: number for number, name in enumerate(names)}, merges=[], unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>")

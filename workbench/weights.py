@@ -23,7 +23,7 @@ class Family:
     blocks: str
     attention: str
     output: str
-    qkv: Callable[[nn.Module, Shape], Projections]
+    qkv: Callable[[Any, Shape], Projections]
     input_norm: str = "input_layernorm"
     final_norm: str = "model.norm"
     embedding: str = "model.embed_tokens"
@@ -31,22 +31,22 @@ class Family:
     centred: bool = False  # LayerNorm subtracts the mean, RMSNorm does not
 
 
-def _separate(attention: nn.Module, shape: Shape) -> Projections:
+def _separate(attention: Any, shape: Shape) -> Projections:
     return attention.q_proj.weight.T, attention.k_proj.weight.T, attention.v_proj.weight.T
 
 
-def _concatenated(attention: nn.Module, shape: Shape) -> Projections:
+def _concatenated(attention: Any, shape: Shape) -> Projections:
     sizes = [shape.n_heads * shape.d_head, *[shape.n_kv_heads * shape.d_head] * 2]
     q, k, v = attention.qkv_proj.weight.T.split(sizes, dim=1)
     return q, k, v
 
 
-def _conv1d(attention: nn.Module, shape: Shape) -> Projections:
+def _conv1d(attention: Any, shape: Shape) -> Projections:
     q, k, v = attention.c_attn.weight.split(shape.d_model, dim=1)
     return q, k, v
 
 
-def _interleaved(attention: nn.Module, shape: Shape) -> Projections:
+def _interleaved(attention: Any, shape: Shape) -> Projections:
     packed = rearrange(attention.query_key_value.weight, "(h three e) d -> three d (h e)", h=shape.n_heads, three=3)
     return packed[0], packed[1], packed[2]
 
@@ -73,18 +73,16 @@ FAMILIES: dict[str, Family] = {
 class HeadWeights:
     """Per-head views of the weights. All are float32, input dimension first; KV weights are indexed by query head."""
 
-    def __init__(self, hf: nn.Module, config: Any, shape: Shape) -> None:
+    def __init__(self, hf: Any, config: Any, shape: Shape) -> None:
         self._hf, self._shape = hf, shape
         self._family = FAMILIES[config.model_type]
-        self.attentions: tuple[nn.Module, ...] = tuple(block.get_submodule(self._family.attention) for block in self._blocks)
-        self.outputs: tuple[nn.Module, ...] = tuple(module.get_submodule(self._family.output) for module in self.attentions)
+        self.attentions: tuple[Any, ...] = tuple(block.get_submodule(self._family.attention) for block in self._blocks)
+        self.outputs: tuple[Any, ...] = tuple(module.get_submodule(self._family.output) for module in self.attentions)
         """Each layer's attention module, and its output projection, whose input is the heads' outputs side by side."""
 
     @property
-    def _blocks(self) -> nn.ModuleList:
-        blocks = self._hf.get_submodule(self._family.blocks)
-        assert isinstance(blocks, nn.ModuleList)
-        return blocks
+    def _blocks(self) -> Any:
+        return self._hf.get_submodule(self._family.blocks)
 
     def q(self, head: Head) -> Float[Tensor, "D E"]:
         """W_Q of a head."""
@@ -115,8 +113,9 @@ class HeadWeights:
         return self._hf.get_submodule(self._family.embedding).weight.float()
 
     def unembedding(self) -> Float[Tensor, "D V"]:
-        """W_U, one column per token id."""
-        return self._hf.get_output_embeddings().weight.T.float()
+        """W_U, one column per token id, less its mean over the tokens, which no probability depends on."""
+        weight_VD = self._hf.get_output_embeddings().weight.float()
+        return (weight_VD - weight_VD.mean(0)).T
 
     def input_norm(self, layer: int) -> Float[Tensor, "D D"]:
         """The linear part of the norm in front of a layer's attention: gain, after centring where the norm centres."""
@@ -126,7 +125,7 @@ class HeadWeights:
         """The linear part of the norm in front of the unembedding."""
         return self._norm(self._hf.get_submodule(self._family.final_norm))
 
-    def _norm(self, module: nn.Module) -> Tensor:
+    def _norm(self, module: Any) -> Tensor:
         gain = torch.diag(module.weight.float() + self._family.gain_offset)
         return (torch.eye(len(gain), device=gain.device) - 1 / len(gain)) @ gain if self._family.centred else gain
 

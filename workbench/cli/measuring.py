@@ -65,9 +65,10 @@ def label(
     """
     from workbench import labels as labelling
     from workbench import views
+    from workbench.rules import rules_with
 
     begin = time.perf_counter()
-    rules = labelling.rules_with(rule or ())
+    rules = rules_with(rule or ())
     if out.suffix == ".html":
         raise InputError(f"--out is the labels file, {out.with_suffix('.json')} say; the heat map goes beside it, with the ending .html")
     options = _options(lengths, depths, needles, haystack)

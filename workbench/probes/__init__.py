@@ -29,7 +29,8 @@ class Probe:
 
     `score(evidence)` gives [N, L, H] from a `Capture` (or from `Weights`, if `recipes` is empty), 1 for the ideal head.
     `ideal(prompts, b)` is the ideal head's pattern [Q, K] on prompt b, or for weights an ideal pair. `recipes` holds the
-    prompts by preset. `valid(capture)` tells which samples count; `dead(score)` which of those found nothing in any head.
+    prompts by preset. `valid(capture)` tells which samples count; `drop_dead` drops those of them in which no head scores.
+    The null is what the control recipe scores, or uniform attention where there is none, or `null_score`.
     `also` names the probes on which this probe's ideal head rightly scores at least a half.
     """
 
@@ -42,6 +43,7 @@ class Probe:
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
     valid: Callable[[Any], Bool[np.ndarray, " N"]] | None = None
     drop_dead: bool = False
+    null_score: float | None = None
     also: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -62,11 +64,6 @@ class Probe:
     def evidence(self) -> str:
         """What is scored: `capture` of prompts or `weights`."""
         return "capture" if self.recipes else "weights"
-
-    @property
-    def presets(self) -> tuple[str, ...]:
-        """The presets that this probe knows."""
-        return PRESETS
 
     def recipe(self, preset: str) -> Recipe:
         """The prompts of a preset; one that a probe does not distinguish is the quick one."""

@@ -1,9 +1,12 @@
 """What the retrieval probes share: tests on needles, which of them count, and the head that copies."""
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
+from workbench.captures import Capture
 from workbench.needles import NeedleTests
 from workbench.probes import pattern_of
+from workbench.prompts import Prompts
 from workbench.reads import NextToken
 
 PREDICTED = NextToken(rows="answer")
@@ -14,7 +17,7 @@ PAPER = NeedleTests(
 REQUIRED = 0.5
 
 
-def answered(capture):
+def answered(capture: Capture) -> Bool[np.ndarray, " B"]:
     """Which tests the model passes: more than half of the needle's words in its response, or of the gold tokens as its own choice.
 
     The first is ROUGE-1 recall without stemming, for a generated response; the second serves teacher-forced tests.
@@ -26,28 +29,28 @@ def answered(capture):
     return (capture[PREDICTED].choice == emitted_BR).mean(-1) > REQUIRED
 
 
-def word_recall(answer, response):
+def word_recall(answer: str, response: str) -> float:
     """The share of the answer's words, each as often as it occurs, that the response has (ROUGE-1 recall, 0–1)."""
     words, said = _words(answer), _words(response)
     kept = sum(min(words.count(word), said.count(word)) for word in set(words))
     return kept / len(words)
 
 
-def _words(text):
+def _words(text: str) -> list[str]:
     return "".join(letter.lower() if letter.isalnum() else " " for letter in text).split()
 
 
-def emitted(prompts):
+def emitted(prompts: Prompts) -> Int[np.ndarray, "B R"]:
     """The token [B, R] that follows each answer row: what the row produced, or would have to produce."""
     return np.take_along_axis(prompts.ids_BT, prompts.rows["answer"] + 1, axis=1)
 
 
-def copier(prompts, b):
+def copier(prompts: Prompts, b: int) -> Float[np.ndarray, "Q K"]:
     """The ideal retrieval head: while answering, each row attends to the next place in the needle of the token that it produces."""
     ids, (start, end) = prompts.ids_BT[b], prompts.spans["needle"][b]
     rows = {int(row): int(ids[row + 1]) for row in prompts.rows["answer"][b]}
 
-    def choose(row):
+    def choose(row: int) -> list[int]:
         if row not in rows:
             return []
         places = [place for place in range(start, end) if ids[place] == rows[row]]

@@ -1,13 +1,18 @@
 """Does the head look at the token before?"""
 
+import numpy as np
+from jaxtyping import Float
+
+from workbench.captures import Capture
 from workbench.probes import Probe, pattern_of
+from workbench.prompts import Prompts
 from workbench.reads import Mass
 from workbench.recipes import NaturalText
 
 READ = Mass(at="previous")
 
 
-def score(capture):
+def score(capture: Capture) -> Float[np.ndarray, "N L H"]:
     """Attention to the token just before, on natural text: mean over all rows but the first.
 
     0–1. Olsson et al. 2022 use natural text; the null is uniform attention over the same text.
@@ -15,7 +20,7 @@ def score(capture):
     return capture[READ][..., 1:].mean(-1)
 
 
-def ideal(prompts, b):
+def ideal(prompts: Prompts, b: int) -> Float[np.ndarray, "Q K"]:
     """Every row attends to the key before it."""
     return pattern_of(prompts, lambda row: [row - 1] if row else [0])
 
@@ -27,6 +32,6 @@ PROBE = Probe(
     citation="Olsson et al. 2022, In-context learning and induction heads",
     null="uniform attention",
     reads=(READ,),
-    recipes={"quick": NaturalText(length=512, count=8, batch=2), "paper": NaturalText(length=512, count=40, batch=2)},
+    recipes={"quick": NaturalText(length=512, count=4, batch=2), "paper": NaturalText(length=512, count=40, batch=2)},
     also=("local", "streaming"),
 )

@@ -1,15 +1,18 @@
 """Does the head look from a question to the document that answers it?"""
 
 import numpy as np
+from jaxtyping import Float
 
+from workbench.captures import Capture
 from workbench.needles import DocumentSearch
 from workbench.probes import Probe, pattern_of
+from workbench.prompts import Prompts
 from workbench.reads import Received
 
 READ = Received(rows="query")
 
 
-def score(capture):
+def score(capture: Capture) -> Float[np.ndarray, "N L H"]:
     """Query-focused retrieval: attention from the query to the document that answers it, less what an empty query gives it.
 
     Mean over the query rows of the mass on the gold document. The same mass under the empty query is subtracted token by token,
@@ -25,7 +28,7 @@ def score(capture):
     return np.stack(scores).astype(float)
 
 
-def ideal(prompts, b):
+def ideal(prompts: Prompts, b: int) -> Float[np.ndarray, "Q K"]:
     """With the query, its rows attend to the gold document; with the empty one they rest."""
     start, end = prompts.spans["gold"][b]
     rows = set(prompts.rows["query"][b].tolist()) if b % 2 == 0 else set()

@@ -2,6 +2,10 @@
 
 from dataclasses import replace
 
+import numpy as np
+from jaxtyping import Float
+
+from workbench.captures import Capture
 from workbench.probes import Probe
 from workbench.probes._needle import PAPER, PREDICTED, QUICK, answered, copier
 from workbench.reads import TopMass
@@ -9,7 +13,7 @@ from workbench.reads import TopMass
 READ = TopMass(span="needle", rows="answer")
 
 
-def score(capture):
+def score(capture: Capture) -> Float[np.ndarray, "N L H"]:
     """Reasoning retrieval (R2): attention on the right statement, counted where it is among the row's N strongest keys, N its length.
 
     Mean over the rows that produce the answer, 0–1, on needles that hold a distractor beside the right statement. HeadKV (2410.19258) divides the
@@ -26,7 +30,7 @@ PROBE = Probe(
     null="control: another needle in its place",
     reads=(READ, PREDICTED),
     recipes={
-        "quick": replace(QUICK, needles="reasoning", lengths_=(300, 600), depths=(0.1, 0.5, 0.9), per_cell=2),
+        "quick": replace(QUICK, needles="reasoning", lengths_=(300, 450), depths=(0.5,), per_cell=4),
         "paper": replace(PAPER, needles="reasoning", lengths_=(400, 1200, 2000, 2800, 3600), per_cell=4),
     },
     valid=answered,

@@ -1,7 +1,9 @@
 """Does the head copy from far away what the model is about to say?"""
 
 import numpy as np
+from jaxtyping import Float
 
+from workbench.captures import Capture
 from workbench.probes import Probe
 from workbench.probes._needle import PAPER, PREDICTED, QUICK, answered, copier, emitted
 from workbench.reads import Peak
@@ -9,7 +11,7 @@ from workbench.reads import Peak
 READ = Peak(rows="answer")
 
 
-def score(capture):
+def score(capture: Capture) -> Float[np.ndarray, "N L H"]:
     """Retrieval score: the share of the needle's tokens that the head copies, on needle-in-a-haystack tests.
 
     A head copies a token where its strongest key lies in the needle and holds the very token that is produced. Tokens count once

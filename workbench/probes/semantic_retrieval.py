@@ -1,7 +1,9 @@
 """Does the head look at the needle while the model repeats it, even if not at the very token?"""
 
 import numpy as np
+from jaxtyping import Float
 
+from workbench.captures import Capture
 from workbench.probes import Probe
 from workbench.probes._needle import PAPER, PREDICTED, QUICK, answered, copier, emitted
 from workbench.reads import Mass
@@ -9,7 +11,7 @@ from workbench.reads import Mass
 READ = Mass(span="needle", rows="answer")
 
 
-def score(capture):
+def score(capture: Capture) -> Float[np.ndarray, "N L H"]:
     """Semantic retrieval: attention on the whole needle while its tokens are produced; no strongest-key condition.
 
     Per produced token that the needle holds, the mass on the needle, weighted by how often the needle holds it, divided by the sum of those weights: 0–1.
