@@ -3,21 +3,21 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from io import StringIO
 
 import numpy as np
 import pandas as pd
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from workbench import captures, measure
 from workbench.cli import app, show, summary
 from workbench.formats import FORMATS
-from workbench.labels import RULES, HeadLabels, Rule
+from workbench.labels import HeadLabels
 from workbench.models import load
 from workbench.probes import PROBES
+from workbench.rules import RULES, Rule
 from workbench.tiny import random_model
 
 FAST = ("--probe", "duplicate_token", "--probe", "induction")
@@ -25,14 +25,11 @@ FAST = ("--probe", "duplicate_token", "--probe", "induction")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A random Llama of two layers with a tokenizer that has a token for each byte, saved as users save theirs."""
+    """A random Llama of two layers with its tokenizer of bytes, saved as users save theirs."""
     path = tmp_path_factory.mktemp("models") / "tiny-bytes"
-    symbols = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE({symbol: place for place, symbol in enumerate(symbols)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(path)
-    random_model("llama", vocab_size=len(symbols), max_position_embeddings=600).hf.save_pretrained(path)
+    model = random_model("llama", max_position_embeddings=600)
+    model.hf.save_pretrained(path)
+    model.tokenizer.save_pretrained(path)
     return str(path)
 
 
@@ -150,7 +147,7 @@ def test_a_bug_is_no_user_error(folder, monkeypatch):
 
 
 def test_too_little_evidence_is_said_clearly(folder, tmp_path):
-    # With a token for each byte the shipped needles do not fit into a few hundred tokens; these do.
+    # With a token per byte the shipped needles do not fit into a few hundred tokens; these do.
     needles = [{"id": name, "needle": f"{name} is {thing}.", "question": f"What is {name}?"} for name, thing in (("Ann", "a cook"), ("Bob", "a baker"))]
     (tmp_path / "needles.jsonl").write_text("\n".join(map(json.dumps, needles)))
     (tmp_path / "hay.txt").write_text("It rained again. " * 100)
@@ -328,7 +325,7 @@ def test_an_unknown_command_or_option_exits_with_2():
 
 def test_rules_in_words():
     def words(**changes):
-        return summary.rule_text(Rule(**{"label": "a", "probe": "a", "value": 0.1, "source": "", "chance": "", **changes}))
+        return summary.rule_text(replace(Rule("a", "a", 0.1, "", ""), **changes))
 
     assert words() == "score ≥ 0.1"
     assert words(probe="b") == "b ≥ 0.1"

@@ -9,15 +9,16 @@ from workbench.needles import NeedleTests
 from workbench.plan import FORWARD_OVERHEAD, RUNTIME_BYTES, SPEED, Pass, Size, estimate, passes_of, size_of, sketch
 from workbench.recipes import NaturalText, RepeatedTokens
 from workbench.sources import Source
+from workbench.tiny import VOCABULARY
 
 SIZE = Size(Shape(2, 4, 2, 8, 32), parameters=1000, embedding=200, vocabulary=50)
 
 
 def test_time_by_hand():
-    cost = estimate(SIZE, [Pass(10), Pass(10, batch=3)])
+    cost = estimate(SIZE, [Pass(10), Pass(10, batch=3)], threads=3)
     dense = 2 * 800 * 10
     attention = 2 * (4 * 2 * 4 * 8 * 10**2)
-    assert cost.seconds == pytest.approx(4 * (dense + attention) / SPEED["cpu"] + 2 * FORWARD_OVERHEAD["cpu"])
+    assert cost.seconds == pytest.approx(4 * (dense + attention) / (3 * SPEED["cpu"]) + 2 * FORWARD_OVERHEAD["cpu"])
     assert (cost.forwards, cost.tokens) == (2, 40)
 
 
@@ -41,7 +42,7 @@ def test_no_passes_cost_the_weights_alone():
 
 def test_the_assumptions_are_told():
     told = " ".join(estimate(SIZE, [Pass(10)], device="cuda", dtype_bytes=2).assumptions)
-    assert "cuda" in told
+    assert "CUDA" in told
     assert f"{SPEED['cuda'] / 1e9:,.0f} GFLOP/s" in told
     assert "factor of about two" in told
 
@@ -76,7 +77,7 @@ def test_tests_beyond_the_context_are_refused(tiny_llama):
 def test_sizes_are_counted_on_the_model(tiny_llama):
     size = size_of(tiny_llama)
     assert size.parameters == sum(weight.numel() for weight in tiny_llama.hf.parameters())
-    assert (size.embedding, size.vocabulary) == (97 * 48, 97)
+    assert (size.embedding, size.vocabulary) == (VOCABULARY * 48, VOCABULARY)
 
 
 def test_a_folder_without_a_readable_configuration_is_refused(tmp_path):

@@ -7,7 +7,8 @@ import pytest
 
 from workbench.errors import InputError
 from workbench.heads import Head, ModelCard, Shape
-from workbench.labels import HeadLabels, Rule
+from workbench.labels import HeadLabels
+from workbench.rules import Rule
 from workbench.views import evidence_text, head_map, panel, panels, save_html, text_map
 
 SHAPE = Shape(2, 5, 1, 8, 40)

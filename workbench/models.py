@@ -128,9 +128,11 @@ class HFModel:
         from transformer_lens.model_bridge import TransformerBridge
 
         shared = {id(tensor): tensor for tensor in [*self.hf.parameters(), *self.hf.buffers()]}
-        return TransformerBridge.boot_transformers(
-            self.origin, hf_model=copy.deepcopy(self.hf, shared), tokenizer=self.tokenizer, device=str(self.device), dtype=self.dtype
-        )
+        module, tokenizer = copy.deepcopy(self.hf, shared), copy.deepcopy(self.tokenizer)
+        module.config.architectures = [type(module).__name__]  # a model made in memory has none
+        if tokenizer is not None:  # unless it says that it adds BOS itself, it is read anew from where its name says, to prepend one
+            tokenizer.init_kwargs.update(name_or_path=self.name, add_bos_token=True)
+        return TransformerBridge.boot_transformers(self.origin, hf_model=module, tokenizer=tokenizer, device=str(self.device), dtype=self.dtype)
 
     @contextmanager
     def attention(self, implementation: str) -> Generator[Any, None, None]:
@@ -179,10 +181,11 @@ def choose_device(device: str) -> torch.device:
     """The torch device for a name. Raises `InputError` if it is unknown or not there."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.split(":", maxsplit=1)[0] not in DEVICES:
+    kind, colon, number = device.partition(":")
+    if kind not in DEVICES[1:] or (colon and not number.isdecimal()):
         raise unknown("device", device, DEVICES)
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there[device.split(":", maxsplit=1)[0]]:
+    there = {"cpu": 1, "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0, "mps": int(torch.backends.mps.is_available())}
+    if int(number or 0) >= there[kind]:
         raise InputError(f"this machine has no {device} that torch can use; choose --device cpu or auto")
     return torch.device(device)
 
@@ -202,5 +205,6 @@ def _read(source: Source, dtype: torch.dtype) -> tuple[Any, Any]:
         hf = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, use_safetensors=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
     except Exception as error:  # config, safetensors and tokenizer readers raise what they like on broken files
-        raise InputError(f"cannot load {source.origin}: {type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"cannot load {source.origin}: {type(error).__name__}: {reason}") from error
     return hf, tokenizer

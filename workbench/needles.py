@@ -1,4 +1,4 @@
-"""Does the model find what was hidden in a long text? Needle-in-a-haystack prompts, and documents with a query.
+"""Does the model find what was hidden in a long text? Needle-in-a-haystack prompts.
 
 A test is one needle at one depth in one stretch of the haystack. Where the needle lies is found by character offsets, never by
 searching for its tokens. `teacher_forced` tests carry the gold answer, so that one forward shows the rows that would produce it;
@@ -6,7 +6,7 @@ the others are answered by the model itself.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import product
@@ -21,7 +21,6 @@ from workbench.prompts import Prompts, bos
 from workbench.recipes import haystack_text, offsets
 
 TEMPLATES = ("auto", "none")
-INSTRUCTION = "Please find information that are relevant to the following query in the paragraphs above."
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class NeedleTests:
         """One batch of one prompt per test. Raises `InputError` if a needle does not fit or the haystack is too short."""
         rng = np.random.default_rng(seed)
         needles = load_needles(self.needles)
-        hay = _Haystack(model, self.haystack)
+        hay = Haystack(model, self.haystack)
         tests = []
         for number, (length, depth) in enumerate(product(self.lengths_, self.depths)):
             chosen = [(number * (self.per_cell or 0) + turn) % len(needles) for turn in range(self.per_cell or len(needles))]
@@ -105,9 +104,9 @@ class NeedleTests:
         """Tokens of each test, about."""
         return [length for length in self.lengths_ for _ in self.depths for _ in range(self.per_cell or len(load_needles(self.needles)))]
 
-    def _test(self, model: Model, hay: "_Haystack", asked: Needle, hidden: Needle, length: int, depth: float, place: float) -> Prompts:
+    def _test(self, model: Model, hay: "Haystack", asked: Needle, hidden: Needle, length: int, depth: float, place: float) -> Prompts:
         gold = model.tokenizer(asked.answer if self._chat(model) else " " + asked.answer, add_special_tokens=False)["input_ids"]
-        frame = len(_encode(model, self._ask(model, hidden.needle, asked.question))[0])
+        frame = len(encode(model, self._ask(model, hidden.needle, asked.question))[0])
         room = length - frame - len(gold)
         if room < 0 or length > model.max_length:
             raise InputError(
@@ -115,10 +114,10 @@ class NeedleTests:
             )
         context = hay.with_needle(hidden.needle, room, depth, place)
         text = self._ask(model, context, asked.question)
-        ids, ranges = _encode(model, text)
+        ids, ranges = encode(model, text)
         part = hidden.needle if self.absent else asked.answer
         start = text.index(context) + context.index(hidden.needle) + hidden.needle.index(part)
-        spans = {"needle": _tokens_between(ranges, start, start + len(part))}
+        spans = {"needle": tokens_between(ranges, start, start + len(part))}
         end = len(ids) - 1
         rows = {"answer": np.arange(end, end + len(gold))[None]} if self.teacher_forced else {}
         full = np.concatenate([ids, gold]) if self.teacher_forced else ids
@@ -146,7 +145,18 @@ class NeedleTests:
         return model.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
 
 
-class _Haystack:
+def word_recall(answer: str, response: str) -> float:
+    """The share of the answer's words, each as often as it occurs, that the response has (ROUGE-1 recall, 0–1)."""
+    words, said = _words(answer), _words(response)
+    kept = sum(min(words.count(word), said.count(word)) for word in set(words))
+    return kept / len(words)
+
+
+def _words(text: str) -> list[str]:
+    return "".join(letter.lower() if letter.isalnum() else " " for letter in text).split()
+
+
+class Haystack:
     """A text with the character range of every token, from which stretches of so many tokens are cut."""
 
     def __init__(self, model: Model, path: Path | None) -> None:
@@ -170,7 +180,7 @@ class _Haystack:
         return " ".join(part for part in (self.text[begin:cut].strip(), needle, self.text[cut:end].strip()) if part)
 
 
-def _encode(model: Model, text: str) -> tuple[np.ndarray, np.ndarray]:
+def encode(model: Model, text: str) -> tuple[np.ndarray, np.ndarray]:
     """Token ids and their character ranges; a BOS token is put in front unless the text begins with it."""
     coded = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, ranges = coded["input_ids"], np.array(coded["offset_mapping"], np.int64)
@@ -178,71 +188,7 @@ def _encode(model: Model, text: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array([*front, *ids], np.int64), np.concatenate([np.zeros((len(front), 2), np.int64), ranges])
 
 
-def _tokens_between(ranges: np.ndarray, start: int, end: int) -> np.ndarray:
+def tokens_between(ranges: np.ndarray, start: int, end: int) -> np.ndarray:
     """The token range [[first, last + 1]] that covers characters start to end."""
     inside = np.flatnonzero((ranges[:, 1] > start) & (ranges[:, 0] < end) & (ranges[:, 1] > ranges[:, 0]))
     return np.array([[inside[0], inside[-1] + 1]])
-
-
-@dataclass(frozen=True)
-class DocumentSearch:
-    """Paragraphs, one of which answers a query; each sample is a pair of prompts: the query, and a query of the same length that asks nothing.
-
-    Spans `doc0`, `doc1`, … are the paragraphs, `gold` the right one; rows `query` are instruction, query and what follows them. The empty
-    query is "N/A" repeated: QRHead's null is a single "N/A", here stretched so that both prompts have the same positions.
-    `absent=True` makes the control: the gold paragraph belongs to another query.
-    """
-
-    needles: str | Path = "needles"
-    documents: int = 4
-    tokens: int = 40
-    count: int = 6
-    haystack: Path | None = None
-    absent: bool = False
-
-    def build(self, model: Model, seed: int) -> list[Prompts]:
-        """One batch of two prompts per sample."""
-        rng = np.random.default_rng(seed)
-        needles, hay = load_needles(self.needles), _Haystack(model, self.haystack)
-        return [self._sample(model, hay, needles, index % len(needles), rng) for index in range(self.count)]
-
-    def control(self) -> "DocumentSearch":
-        """The document that answers the query absent, in a third of the samples."""
-        return replace(self, absent=True, count=max(1, self.count // 3))
-
-    def lengths(self, model: Model) -> list[int]:
-        """Tokens of each prompt, about."""
-        return [self.documents * (self.tokens + 10) + 60] * (2 * self.count)
-
-    def _sample(self, model: Model, hay: _Haystack, needles: Sequence[Needle], index: int, rng: np.random.Generator) -> Prompts:
-        hidden = needles[(index + 1) % len(needles)] if self.absent else needles[index]
-        gold = int(rng.integers(self.documents))
-        bodies = [hay.with_needle(hidden.needle if place == gold else "", self.tokens, 0.5, rng.random()) for place in range(self.documents)]
-        texts = [f"[{place + 1}] {body}" for place, body in enumerate(bodies)]
-        before = " Here are some paragraphs:\n\n" + "\n\n".join(texts)
-        text = _framed(model, f"{before}\n\n{INSTRUCTION}\n\nQuery: {needles[index].question}")
-        ids, ranges = _encode(model, text)
-        nothing, first = _with_null_query(model, text, ids, ranges, needles[index].question)
-        starts = [text.index(part) for part in texts]
-        spans = {f"doc{place}": np.repeat(_tokens_between(ranges, start, start + len(texts[place])), 2, axis=0) for place, start in enumerate(starts)}
-        rows = np.tile(np.arange(first, len(ids)), (2, 1))
-        facts = {"needle": needles[index].id, "gold": gold, "absent": self.absent, "haystack": hay.digest}
-        return Prompts(
-            np.stack([ids, nothing]), {**spans, "gold": spans[f"doc{gold}"]}, {"query": rows}, facts=({**facts, "query": True}, {**facts, "query": False})
-        )
-
-
-def _framed(model: Model, text: str) -> str:
-    if not getattr(model.tokenizer, "chat_template", None):
-        return text
-    return model.tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
-
-
-def _with_null_query(model: Model, text: str, ids: np.ndarray, ranges: np.ndarray, query: str) -> tuple[np.ndarray, int]:
-    """The ids with "N/A", over and over, in place of the query, and the row at which the instruction begins."""
-    begin = text.rindex("Query: ") + len("Query: ")
-    first, last = _tokens_between(ranges, begin, begin + len(query))[0]
-    instruction = _tokens_between(ranges, text.index(INSTRUCTION), begin)[0][0]
-    nothing = ids.copy()
-    nothing[first:last] = np.resize(model.tokenizer(" N/A", add_special_tokens=False)["input_ids"], last - first)
-    return nothing, int(instruction)

@@ -13,14 +13,14 @@ from workbench.models import HFModel
 from workbench.needles import NeedleTests
 from workbench.sources import Source
 
-SPEED = {"cpu": 25e9, "cuda": 60e12, "mps": 2e12}
-"""Floating-point operations per second that are assumed for each kind of device, small operations and waiting included."""
+SPEED = {"cpu": 40e9, "cuda": 60e12, "mps": 2e12}
+"""Floating-point operations per second that are assumed for each kind of device (per thread on a CPU), small operations and waiting included."""
 
 FORWARD_OVERHEAD = {"cpu": 0.1, "cuda": 0.06, "mps": 0.1}
 """Seconds that every forward pass is assumed to take however short its prompt."""
 
-RUNTIME_BYTES = 700 * 2**20
-"""What Python, PyTorch and transformers are assumed to hold before any weights."""
+RUNTIME_BYTES = 2**30
+"""What Python, PyTorch and transformers are assumed to hold before any weights, memory that was freed but not given back included."""
 
 
 ANSWER_TOKENS = 50
@@ -99,26 +99,26 @@ def sketch(source: Source) -> Sketch:
     return Sketch(source.name, source.origin, hf, tokenizer, source.revision)
 
 
-def estimate(size: Size, passes: Iterable[Pass], *, device: str = "cpu", dtype_bytes: int = 4) -> Estimate:
+def estimate(size: Size, passes: Iterable[Pass], *, device: str = "cpu", dtype_bytes: int = 4, threads: int | None = None) -> Estimate:
     """The cost of a run of forward passes.
 
     Operations: 2 × parameters × tokens without the embeddings, and for attention 4 × layers × heads × head size × tokens² twice over, for the outputs and
     for the probabilities that are read. Memory: weights, three copies of one KV head's probabilities in float32, and
-    activations and logits of the longest pass. Expect it to be right within a factor of about two.
+    activations and logits of the longest pass. Expect it to be right within a factor of about two. `threads` are PyTorch's unless given.
     """
-    passes = list(passes)
-    shape = size.shape
+    passes, shape = list(passes), size.shape
+    speed = SPEED[device] * ((threads or torch.get_num_threads()) if device == "cpu" else 1)
     operations = sum(_operations(size, one) for one in passes)
     tokens = sum(one.batch * (one.length + one.steps) for one in passes)
     forwards = sum(1 + one.steps for one in passes)
     memory = RUNTIME_BYTES + size.parameters * dtype_bytes + max((_working_bytes(size, one, dtype_bytes) for one in passes), default=0)
     assumptions = (
-        f"{SPEED[device] / 1e9:,.0f} GFLOP/s and {FORWARD_OVERHEAD[device] * 1e3:.0f} ms per forward on {device}",
+        f"{speed / 1e9:,.0f} GFLOP/s and {FORWARD_OVERHEAD[device] * 1e3:.0f} ms per forward on {device.upper()}",
         f"{size.parameters / 1e6:,.0f} M parameters of {dtype_bytes} bytes, {shape.n_layers} layers × {shape.n_heads} query heads of size {shape.d_head}",
         f"{RUNTIME_BYTES / 2**20:.0f} MiB for Python and its libraries",
         "right within a factor of about two; time to load or fetch the model is not counted",
     )
-    return Estimate(operations / SPEED[device] + forwards * FORWARD_OVERHEAD[device], memory, forwards, tokens, assumptions)
+    return Estimate(operations / speed + forwards * FORWARD_OVERHEAD[device], memory, forwards, tokens, assumptions)
 
 
 def _operations(size: Size, one: Pass) -> float:

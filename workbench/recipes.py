@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from workbench.models import Model
 from workbench.prompts import Prompts, bos, special_ids
 
 
+@runtime_checkable
 class Recipe(Protocol):
     """Settings from which prompts are built."""
 

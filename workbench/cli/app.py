@@ -38,13 +38,14 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
-        try:
-            typer.echo(f"workbench {version('attention-head-workbench')}")
-        except PackageNotFoundError:
-            typer.echo("workbench, run from a source tree that is not installed")
-        raise typer.Exit
+def _version(asked: bool) -> bool:
+    if not asked:
+        return asked
+    try:
+        typer.echo(f"workbench {version('attention-head-workbench')}")
+    except PackageNotFoundError:
+        typer.echo("workbench, run from a source tree that is not installed")
+    raise typer.Exit
 
 
 @app.callback()

@@ -36,7 +36,7 @@ def probes(name: Annotated[str | None, typer.Argument(help="Tell all about one p
     from workbench.probes import PROBES, probe
 
     chosen = list(PROBES.values()) if name is None else [probe(name)]
-    keys = ("name", "question", "evidence", "citation", "null", "presets", "about")
+    keys = ("name", "question", "evidence", "citation", "null", "about")
     if as_json:
         return show.as_json([{key: getattr(one, key) for key in keys} for one in chosen])
     if name is not None:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,16 +42,16 @@ def as_json(data: Any) -> None:
     typer.echo(json.dumps(_plain(data), indent=1, ensure_ascii=False, allow_nan=False))
 
 
-def table(*columns: str, numbers: tuple[str, ...] = ()) -> Table:
+def table(*columns: str, numbers: tuple[str, ...] = (), header: bool = True) -> Table:
     """An empty table without lines; the columns named in `numbers` are aligned to the right."""
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_header=header)
     for column in columns:
         made.add_column(column, justify="right" if column in numbers else "left", overflow="fold", no_wrap=column in numbers)
     return made
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
+def progress() -> Generator[Callable[[str, int, int], None]]:
     """A function to call with what is done, how many tasks of how many: a bar on a terminal, else a line per kind of task."""
     console = Console(stderr=True, highlight=False, markup=False)
     if not console.is_terminal:

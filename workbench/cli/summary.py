@@ -11,7 +11,8 @@ from rich.text import Text
 
 from workbench.cli import show
 from workbench.files import write_file
-from workbench.labels import HeadLabels, Rule
+from workbench.labels import HeadLabels
+from workbench.rules import Rule
 from workbench.scores import HeadScores
 from workbench.views import evidence_lines, evidence_text
 
@@ -77,11 +78,10 @@ def _strongest(scores: HeadScores, labels: HeadLabels) -> tuple[Text, Table]:
 
 
 def _evidence(scores: HeadScores) -> tuple[Text, Table]:
-    table = show.table("probe", "evidence")
+    table = show.table("probe", "evidence", header=False)
     for name, words in evidence_lines(scores.evidence).items():
         lacking = scores.evidence.get(name, {}).get("status", "ok") != "ok"
         table.add_row(name, words, style="bold red" if lacking else "")
-    table.show_header = False
     return Text("Evidence", style="bold"), table
 
 
@@ -120,7 +120,7 @@ def _facts(scores: HeadScores) -> dict[str, Any]:
 
 def _save_parquet(scores: HeadScores, out: Path) -> Path:
     table = scores.table
-    table.attrs = _facts(scores)
+    table.attrs = {**_facts(scores)}
     return write_file(out, lambda part: table.to_parquet(part, index=False))
 
 

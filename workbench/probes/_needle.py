@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from workbench.captures import Capture
-from workbench.needles import NeedleTests
+from workbench.needles import NeedleTests, word_recall
 from workbench.probes import pattern_of
 from workbench.prompts import Prompts
 from workbench.reads import NextToken
@@ -27,17 +27,6 @@ def answered(capture: Capture) -> Bool[np.ndarray, " B"]:
         return np.array([word_recall(fact["answer"], fact["response"]) > REQUIRED for fact in prompts.facts])
     emitted_BR = emitted(prompts)
     return (capture[PREDICTED].choice == emitted_BR).mean(-1) > REQUIRED
-
-
-def word_recall(answer: str, response: str) -> float:
-    """The share of the answer's words, each as often as it occurs, that the response has (ROUGE-1 recall, 0–1)."""
-    words, said = _words(answer), _words(response)
-    kept = sum(min(words.count(word), said.count(word)) for word in set(words))
-    return kept / len(words)
-
-
-def _words(text: str) -> list[str]:
-    return "".join(letter.lower() if letter.isalnum() else " " for letter in text).split()
 
 
 def emitted(prompts: Prompts) -> Int[np.ndarray, "B R"]:

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float
 
 from workbench.captures import Capture
-from workbench.needles import DocumentSearch
+from workbench.documents import DocumentSearch
 from workbench.probes import Probe, pattern_of
 from workbench.prompts import Prompts
 from workbench.reads import Received

@@ -1,0 +1,29 @@
+"""What every benchmark ends with: a table as Markdown and CSV, with the machine, the versions and the command behind it."""
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from workbench.files import write_text
+from workbench.runs import versions
+
+
+def machine() -> str:
+    """The processor that did the work."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} cores, {platform.machine()} CPU"
+
+
+def write_report(out: Path, title: str, remarks: list[str], table: pd.DataFrame, rows: pd.DataFrame | None = None, digits: int = 3) -> None:
+    """OUT.md with the table and what it stands on; OUT.csv with the rows behind it (the table itself if there are none)."""
+    lines = ["| " + " | ".join(map(str, table.columns)) + " |", "|" + "---|" * len(table.columns)]
+    lines += ["| " + " | ".join(f"{cell:.{digits}f}" if isinstance(cell, float) else str(cell) for cell in row) + " |" for row in table.itertuples(index=False)]
+    made = f"Made by `python {' '.join(sys.argv)}` on {machine()}; " + ", ".join(f"{name} {version}" for name, version in versions().items()) + "."
+    write_text(out.with_suffix(".md"), "\n\n".join([f"# {title}", *remarks, "\n".join(lines), made]) + "\n")
+    write_text(out.with_suffix(".csv"), (table if rows is None else rows).to_csv(index=False))
