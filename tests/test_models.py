@@ -88,7 +88,7 @@ def test_bfloat16_is_close_to_eager_bfloat16(architecture):
     assert seen.provenance["dtype"] == "bfloat16"
     assert seen[Pattern()].dtype == seen[HeadOutput()].dtype == np.float32
     np.testing.assert_allclose(seen[Pattern()][:, 0], truth.pattern[:, 0], atol=0.02)
-    np.testing.assert_allclose(seen[HeadOutput()][:, 0].transpose(0, 2, 1, 3), truth.z_BLQHE[:, 0], atol=0.05, rtol=0.05)
+    np.testing.assert_allclose(seen[HeadOutput()][:, 0].transpose(0, 2, 1, 3), truth.z_BLQHE[:, 0], atol=0.2)  # logits of 10 are rounded to 0.03
 
 
 @pytest.mark.parametrize(

@@ -107,12 +107,12 @@ class HFModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of a hash over the configuration and over name, shape and sampled bytes of every weight.
+        """16 hexadecimal digits of a hash over the decisive settings and over name, shape and sampled bytes of every weight.
 
         The sampled values are rounded to bfloat16 first, so that a model has one fingerprint in float32 and in bfloat16.
         """
         digest = hashlib.sha256()
-        settings = {key: value for key, value in self.config.to_dict().items() if key not in _VOLATILE}
+        settings = {key: getattr(self.config, key) for key in _DECISIVE if hasattr(self.config, key)}
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         for name, weight in sorted(self.hf.state_dict().items()):
             digest.update(f"{name} {tuple(weight.shape)}".encode() + _sample(weight))
@@ -146,7 +146,13 @@ class HFModel:
                 self.config._attn_implementation = former
 
 
-_VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation", "architectures")
+_DECISIVE = (
+    *("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size"),
+    *("hidden_act", "activation_function", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "max_position_embeddings", "rope_parameters"),
+    *("sliding_window", "layer_types", "attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "scale_attn_weights"),
+    *("scale_attn_by_inverse_layer_idx", "use_parallel_residual", "tie_word_embeddings"),
+)
+"""The settings that decide what a model computes; the rest of a configuration differs between versions of transformers."""
 
 
 def _sample(weight: Tensor, size: int = 257) -> bytes:

@@ -10,6 +10,8 @@ from workbench.prompts import Prompts
 from workbench.reads import Received
 
 READ = Received(rows="query")
+ROUNDING = 1e-12
+"""By so much the mean of equal numbers may exceed them; a head that attends equally to the document loses no token."""
 
 
 def score(capture: Capture) -> Float[np.ndarray, "N L H"]:
@@ -22,17 +24,16 @@ def score(capture: Capture) -> Float[np.ndarray, "N L H"]:
     scores = []
     for pair in range(0, prompts.count, 2):
         start, end = prompts.span("gold")[pair]
-        gain_LHK = (mean_BLHK[pair] - mean_BLHK[pair + 1])[..., start:end]
-        cut_LH = gain_LHK.mean(-1) - 2 * gain_LHK.std(-1, ddof=1)
-        scores.append(np.where(gain_LHK > cut_LH[..., None], gain_LHK, 0).sum(-1))
-    return np.stack(scores).astype(float)
+        gain_LHK = (mean_BLHK[pair] - mean_BLHK[pair + 1])[..., start:end].astype(float)
+        cut_LH = gain_LHK.mean(-1) - 2 * gain_LHK.std(-1, ddof=1) - ROUNDING
+        scores.append(np.where(gain_LHK >= cut_LH[..., None], gain_LHK, 0).sum(-1))
+    return np.stack(scores)
 
 
 def ideal(prompts: Prompts, b: int) -> Float[np.ndarray, "Q K"]:
-    """With the query, its rows attend to the gold document; with the empty one they rest."""
-    start, end = prompts.spans["gold"][b]
-    rows = set(prompts.rows["query"][b].tolist()) if b % 2 == 0 else set()
-    return pattern_of(prompts, lambda row: list(range(start, end)) if row in rows else [])
+    """With the query, its rows attend to the gold document; with the empty one to the first key. Other rows rest."""
+    rows, found = set(prompts.rows["query"][b].tolist()), list(range(*prompts.spans["gold"][b]))
+    return pattern_of(prompts, lambda row: [] if row not in rows else found if b % 2 == 0 else [0])
 
 
 PROBE = Probe(

@@ -34,4 +34,5 @@ PROBE = Probe(
         "paper": replace(PAPER, needles="reasoning", lengths_=(400, 1200, 2000, 2800, 3600), per_cell=4),
     },
     valid=answered,
+    also=("retrieval", "semantic_retrieval"),
 )

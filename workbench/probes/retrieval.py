@@ -39,5 +39,5 @@ PROBE = Probe(
     recipes={"quick": QUICK, "paper": PAPER},
     valid=answered,
     drop_dead=True,
-    also=("semantic_retrieval",),
+    also=("semantic_retrieval", "reasoning_retrieval"),
 )

@@ -33,5 +33,5 @@ PROBE = Probe(
     reads=(READ, PREDICTED),
     recipes={"quick": QUICK, "paper": PAPER},
     valid=answered,
-    also=("retrieval",),
+    also=("retrieval", "reasoning_retrieval"),
 )

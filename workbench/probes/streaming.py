@@ -35,5 +35,5 @@ PROBE = Probe(
     null="uniform attention",
     reads=(READ,),
     recipes={"quick": NaturalText(length=512, count=4, batch=2), "paper": NaturalText(length=512, count=40, batch=2)},
-    also=("local", "sink_anywhere"),
+    also=("local",),
 )
