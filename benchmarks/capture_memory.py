@@ -65,9 +65,8 @@ def main() -> None:
     if given.out:
         from report import write_report
 
-        remarks = [
-            f"{given.model}, float32, {given.tokens} tokens, median of {given.repeats}; `capture` computes eight reads of all heads and all rows; `eager` returns the patterns."
-        ]
+        what = "`capture` computes eight reads of all heads and rows; `eager` returns the patterns"
+        remarks = [f"{given.model}, float32, {given.tokens} tokens, median of {given.repeats}; {what}."]
         write_report(given.out, "What a capture costs", remarks, table)
 
 

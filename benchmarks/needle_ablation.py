@@ -8,53 +8,72 @@ words in its answer. The random heads are other heads of the same layers, as man
 
 import argparse
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from report import write_report
 
-from workbench import Ablate, Head, HeadLabels, HFModel, generate, load
+from workbench import Ablate, Head, HeadLabels, Reference, capture, generate, load
 from workbench.needles import NeedleTests, word_recall
+from workbench.reads import HeadOutput
+from workbench.recipes import NaturalText
 
-KINDS = (("zero", "both"), ("uniform", "decode"))
-TESTS = NeedleTests(lengths_=(300, 800, 1300, 1900, 2400), depths=(0.25, 0.75), per_cell=3, teacher_forced=False)
+KINDS = (("zero", "both"), ("mean", "both"), ("uniform", "decode"))
+TESTS = NeedleTests(lengths_=(300, 800, 1300, 1900, 2400), depths=(0.1, 0.4, 0.7), per_cell=3, teacher_forced=False)
 SEEDS = range(5)
+Condition = tuple[str, str, str, int, tuple[Head, ...]]
 
 
-def conditions(labels: HeadLabels, probe: str, count: int) -> Iterator[tuple[str, int, tuple[Head, ...]]]:
-    """Name, seed and ablated heads of each condition."""
+def conditions(labels: HeadLabels, probe: str, count: int) -> Iterator[Condition]:
+    """Kind, phase, name, seed and ablated heads of each condition."""
     ranked = sorted(labels.card.shape.heads(), key=lambda head: -labels.scores[probe][head.layer, head.index])
     top = ranked[:count]
-    yield "all heads", 0, ()
-    yield f"without the {count} strongest", 0, tuple(top)
-    for seed in SEEDS:
-        rng = np.random.default_rng(seed)
-        others = []
-        for layer in sorted({head.layer for head in top}):
-            pool = [head for head in ranked[count:] if head.layer == layer]
-            wanted = sum(head.layer == layer for head in top)
-            others += [pool[index] for index in rng.permutation(len(pool))[:wanted]]
-        yield f"without {count} random others", seed, tuple(others)
-
-
-def measure(model: HFModel, labels: HeadLabels, probe: str, count: int) -> pd.DataFrame:
-    """The recall of every test under every condition."""
-    tests = TESTS.build(model, seed=1)
-    rows = []
+    yield "none", "none", "all heads", 0, ()
     for kind, phase in KINDS:
-        for name, seed, heads in conditions(labels, probe, count):
-            if not heads and (kind, phase) != KINDS[0]:
-                continue
-            for number, test in enumerate(tests):
-                edits = [Ablate(heads, kind, phase)] if heads else []
-                answer = generate(model, test, [], max_new_tokens=40, edits=edits, stop=lambda text: "\n" in text.strip()).prompts.facts[0]
-                recall = word_recall(answer["answer"], answer["response"])
-                rows.append(
-                    {"kind": kind, "phase": phase, "condition": name, "seed": seed, "test": number, "heads": " ".join(map(str, heads)), "recall": recall}
-                    | {key: answer[key] for key in ("needle", "length", "depth", "response")}
-                )
-            print(kind, phase, name, seed, round(float(np.mean([row["recall"] for row in rows[-len(tests) :]])), 3), flush=True)
+        yield kind, phase, f"without the {count} strongest", 0, tuple(top)
+        for seed in SEEDS:
+            yield kind, phase, f"without {count} random others", seed, others(ranked, count, seed)
+
+
+def others(ranked: list[Head], count: int, seed: int) -> tuple[Head, ...]:
+    """As many heads of each layer as are among the first `count`, drawn from the rest."""
+    rng = np.random.default_rng(seed)
+    drawn: list[Head] = []
+    for layer in sorted({head.layer for head in ranked[:count]}):
+        pool = [head for head in ranked[count:] if head.layer == layer]
+        wanted = sum(head.layer == layer for head in ranked[:count])
+        drawn += [pool[index] for index in rng.permutation(len(pool))[:wanted]]
+    return tuple(drawn)
+
+
+_loaded: dict[str, Any] = {}
+
+
+def start(name: str, device: str, dtype: str) -> None:
+    """Load a worker's model, and the head outputs on natural text that mean ablation uses."""
+    torch.set_num_threads(1 if device == "cuda" else torch.get_num_threads())
+    model = load(name, device=device, dtype=dtype)
+    text = NaturalText(length=256, count=4, batch=4).build(model, seed=0)[0]
+    _loaded.update(model=model, tests=TESTS.build(model, seed=1), reference=Reference(capture(model, text, [HeadOutput()])[HeadOutput()]))
+
+
+def measure(condition: Condition) -> pd.DataFrame:
+    """The recall of every test under one condition."""
+    kind, phase, name, seed, heads = condition
+    edits = [Ablate(heads, kind, phase, _loaded["reference"] if kind == "mean" else None)] if heads else []
+    rows = []
+    for number, test in enumerate(_loaded["tests"]):
+        answer = generate(_loaded["model"], test, [], max_new_tokens=40, edits=edits, stop=lambda text: "\n" in text.strip()).prompts.facts[0]
+        facts = {key: answer[key] for key in ("needle", "length", "depth", "response")}
+        recall = word_recall(answer["answer"], answer["response"])
+        rows.append(
+            {"kind": kind, "phase": phase, "condition": name, "seed": seed, "test": number, "recall": recall, "heads": " ".join(map(str, heads))} | facts
+        )
     return pd.DataFrame(rows)
 
 
@@ -67,27 +86,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--workers", type=int, default=1, help="processes, each with a model of its own")
     given = parser.parse_args()
     model, labels = load(given.model, device=given.device, dtype=given.dtype), HeadLabels.load(given.labels)
     labels.check_model(model.card)
-    rows = measure(model, labels, given.probe, given.count)
-    full = rows[rows["condition"] == "all heads"]["recall"].mean()
+    with ProcessPoolExecutor(given.workers, get_context("spawn"), start, (given.model, given.device, given.dtype)) as pool:
+        rows = pd.concat(pool.map(measure, conditions(labels, given.probe, given.count)), ignore_index=True)
+    full = rows[rows["condition"] == "all heads"]
     means = rows.groupby(["kind", "phase", "condition", "seed"], sort=False)["recall"].mean().reset_index()
     table = means.groupby(["kind", "phase", "condition"], sort=False)["recall"].agg(["mean", "min", "max"]).reset_index()
-    table["share of recall lost"] = 1 - table["mean"] / full
+    table["share of recall lost"] = 1 - table["mean"] / full["recall"].mean()
+    top = rows.loc[rows["condition"].str.contains("strongest"), "heads"].iloc[0]
+    precision = str(model.dtype).removeprefix("torch.")
+    first = f"{model.name} ({model.card.fingerprint}), {precision}; {len(full)} tests of 300–2,400 tokens, three depths, six needles; "
+    kinds = "`zero`: the heads write nothing; `mean`: their mean on natural text; `uniform`: they attend uniformly while answering, as in Wu et al."
     remarks = [
-        f"{model.name} ({model.card.fingerprint}), {str(model.dtype).removeprefix('torch.')}; {len(full_tests(rows))} tests of 300–2,400 tokens, two depths, "
-        f"six needles; the {given.count} strongest heads by `{given.probe}`: {rows.loc[rows['condition'].str.contains('strongest'), 'heads'].iloc[0]}.",
-        "`mean`, `min`, `max`: recall over the conditions' seeds (five for the random heads, of the same layers). "
-        "`zero`/`both`: the heads write nothing; `uniform`/`decode`: they attend uniformly while answering, as in Wu et al.'s code.",
+        f"{first}the {given.count} strongest heads by `{given.probe}`: {top}.",
+        f"`mean`, `min`, `max` columns: recall over the seeds (five for the random heads, of the same layers). {kinds}",
     ]
     write_report(given.out, "Needle recall without the retrieval heads", remarks, table, rows)
     print(table.to_string(index=False))
-
-
-def full_tests(rows: pd.DataFrame) -> pd.DataFrame:
-    """The tests with no head ablated."""
-    return rows[rows["condition"] == "all heads"]
 
 
 if __name__ == "__main__":

@@ -50,10 +50,9 @@ def main() -> None:
         rows += [
             {"probe": probe, "head": str(head), "quick": quick[head.layer, head.index], "paper": paper[head.layer, head.index]} for head in model.shape.heads()
         ]
-    remarks = [
-        f"{model.name} ({model.card.fingerprint}), {str(model.dtype).removeprefix('torch.')}, {model.shape.n_layers} × {model.shape.n_heads} heads, seed 0. "
-        f"quick took {seconds['quick']:.0f} s, paper {seconds['paper']:.0f} s. Tests: counted/made; failed and dead tests do not count."
-    ]
+    what = f"{model.name} ({model.card.fingerprint}), {str(model.dtype).removeprefix('torch.')}, {model.shape.n_layers} × {model.shape.n_heads} heads, seed 0."
+    took = f"quick took {seconds['quick']:.0f} s, paper {seconds['paper']:.0f} s. Tests: counted/made; failed and dead tests do not count."
+    remarks = [f"{what} {took}"]
     write_report(given.out, "Retrieval scores: quick against paper", remarks, pd.DataFrame(summary), pd.DataFrame(rows))
     print(pd.DataFrame(summary).to_string(index=False))
 

@@ -1,24 +1,44 @@
 """Attention-head workbench: prompts → capture → scores → labels → { kernels | circuits | dashboard | files }.
 
-import workbench as wb
+    import workbench as wb
 
-model = wb.load("smollm2-135m")
-scores = wb.score(model, ["induction", "retrieval"])
-labels = wb.label(scores)
-labels.save("heads.json")
+    model = wb.load("smollm2-135m")
+    scores = wb.score(model, ["induction", "retrieval"])
+    labels = wb.label(scores)
+    labels.save("heads.json")
+
+The public names are imported when they are first used, so that a command that needs no model starts at once.
 """
 
-from workbench.captures import Capture, capture, generate
-from workbench.edits import Ablate, Reference
-from workbench.errors import InputError
-from workbench.heads import Head, ModelCard, Shape
-from workbench.labels import HeadLabels, label
-from workbench.measure import Options, score
-from workbench.models import HFModel, load
-from workbench.probes import PROBES, Probe
-from workbench.prompts import Prompts
-from workbench.rules import RULES, Rule
-from workbench.scores import HeadScores
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workbench.captures import Capture, capture, generate
+    from workbench.edits import Ablate, Reference
+    from workbench.errors import InputError
+    from workbench.heads import Head, ModelCard, Shape
+    from workbench.labels import HeadLabels, label
+    from workbench.measure import Options, score
+    from workbench.models import HFModel, load
+    from workbench.probes import PROBES, Probe
+    from workbench.prompts import Prompts
+    from workbench.rules import RULES, Rule
+    from workbench.scores import HeadScores
+
+_HOME = {
+    "captures": ("Capture", "capture", "generate"),
+    "edits": ("Ablate", "Reference"),
+    "errors": ("InputError",),
+    "heads": ("Head", "ModelCard", "Shape"),
+    "labels": ("HeadLabels", "label"),
+    "measure": ("Options", "score"),
+    "models": ("HFModel", "load"),
+    "probes": ("PROBES", "Probe"),
+    "prompts": ("Prompts",),
+    "rules": ("RULES", "Rule"),
+    "scores": ("HeadScores",),
+}
 
 __all__ = [
     "PROBES",
@@ -43,3 +63,10 @@ __all__ = [
     "load",
     "score",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"workbench.{module}"), name)
+    raise AttributeError(f"module 'workbench' has no attribute {name!r}")

@@ -75,6 +75,7 @@ class Tap:
             view = LayerView(self.prompts, row_BR, pattern_BHRK, visible_BRK, q_BHRE, attend.k_BGKE[:, kv_head], v_BGKE[:, kv_head], z_BHRE)
             for read in reads:
                 self.seen.setdefault(read, {}).setdefault(layer, []).append(read.reference(view))
+            del view, pattern_BHRK  # before the next one is made
 
 
 @dataclass
@@ -106,8 +107,7 @@ class _Attend:
         """Outputs [B, H, Q, E] from the probabilities, one KV head at a time."""
         parts = []
         for kv_head, q_part in enumerate(q_BHQE.split(self.group, dim=1)):
-            pattern_BHQK = self.pattern(q_part, kv_head, self.visible_BQK, self.position_BQ)
-            parts.append(pattern_BHQK.to(v_BGKE.dtype) @ v_BGKE[:, kv_head, None])
+            parts.append(self.pattern(q_part, kv_head, self.visible_BQK, self.position_BQ).to(v_BGKE.dtype) @ v_BGKE[:, kv_head, None])
         return torch.cat(parts, dim=1)
 
     def fused(self, q_BHQE: Tensor, v_BGKE: Tensor) -> Tensor:

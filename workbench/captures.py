@@ -1,7 +1,7 @@
 """What happened inside? `capture` runs a model once over prompts, with edits, and returns what the reads saw."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -32,7 +32,7 @@ class Capture:
 
     card: ModelCard
     prompts: Prompts
-    values: Mapping[Read, Any]
+    values: Mapping[Any, Any]
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -53,7 +53,7 @@ def capture(model: HFModel, prompts: Prompts | str | Iterable[str], reads: Seque
     prompts beyond the model's context, for edits of heads that it does not have, and when memory does not suffice.
     """
     prompts = prompts if isinstance(prompts, Prompts) else Prompts.from_text(model, prompts)
-    tap = Tap(prompts, _check(model, prompts.count, prompts.length, reads, edits), edits)
+    tap = Tap(prompts, _check(model, prompts, prompts.length, reads, edits), edits)
     ids_BT = torch.tensor(prompts.ids_BT, device=model.device)
     with torch.inference_mode(), tapped(model, tap) as hf, _MemoryErrors(model, prompts):
         values = _run(hf, tap, ids_BT, reads)
@@ -81,7 +81,7 @@ def generate(
         raise InputError("generation takes one prompt of at least two tokens at a time, and makes at least one token")
     if wrong := [read for read in reads if not (read.per_row and read.rows == "answer")]:
         raise InputError(f"while generating, only reads that give a number per row, at the rows 'answer', can be made; not {wrong[0]}")
-    _check(model, 1, prompts.length + max_new_tokens, reads, edits)
+    _check(model, prompts, prompts.length + max_new_tokens, reads, edits)
     end = prompts.length - 1
     chosen: list[int] = []
     seen: list[dict[Read, Any]] = []
@@ -94,7 +94,7 @@ def generate(
         fed_BT = ids_BT[:, end:]
         while len(chosen) < max_new_tokens:
             place = end + len(chosen)
-            tap = Tap(base, reads, edits, place, {"answer": torch.tensor([[place]], device=model.device)})
+            tap = Tap(_with_answer(base, chosen), reads, edits, place, {"answer": torch.tensor([[place]], device=model.device)})
             with tapped(model, tap) as hf:
                 fed_BT = hf(fed_BT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].argmax(-1, keepdim=True)
             chosen.append(int(fed_BT))
@@ -125,12 +125,14 @@ def from_patterns(card: ModelCard, prompts: Prompts, pattern_BLHQK: np.ndarray, 
     return Capture(card, prompts, {read: _joined(tap, read) for read in reads}, {"implementation": "given patterns"})
 
 
-def _check(model: HFModel, prompts: int, length: int, reads: Sequence[Read], edits: Sequence[Edit]) -> list[LayerRead]:
+def _check(model: HFModel, prompts: Prompts, length: int, reads: Sequence[Read], edits: Sequence[Edit]) -> list[LayerRead]:
     if length > model.max_length:
         raise InputError(f"{length} tokens do not fit the context of {model.name}, {model.max_length}")
-    for head in (head for edit in edits for head in edit.heads):
-        model.shape.check(head)
-    size = 4 * prompts * model.shape.n_layers * model.shape.n_heads * length**2
+    if len(strange := prompts.ids_BT[(prompts.ids_BT < 0) | (prompts.ids_BT >= model.vocabulary)]):
+        raise InputError(f"token id {strange[0]} is none of the {model.vocabulary} ids of {model.name}")
+    for edit in edits:
+        edit.check(model.shape)
+    size = 4 * prompts.count * model.shape.n_layers * model.shape.n_heads * length**2
     if Pattern() in reads and size > LARGEST_PATTERN:
         raise InputError(f"Pattern() of {length} tokens takes {size / 2**30:.1f} GiB; name the rows, Pattern(rows=...), or read what you need of it")
     return [read for read in reads if not isinstance(read, NextToken)]
@@ -153,7 +155,7 @@ def _next_token(logit_BRV: Tensor, kept: list[int], row_BR: np.ndarray, ids_BT: 
     return NextTokenValue(_array(logprob_BRV.argmax(-1)), _array(logprob_BR))
 
 
-def _joined(tap: Tap, read: LayerRead) -> Any:
+def _joined(tap: Tap, read: Any) -> Any:
     """One read over all KV heads (side by side) and layers (a new axis behind the batch)."""
     layers = [_zip_each(lambda *parts: torch.cat(parts, dim=1), tap.seen[read][layer]) for layer in sorted(tap.seen[read])]
     return _zip_each(lambda *parts: _array(torch.stack(parts, dim=1)), layers)
@@ -185,11 +187,16 @@ def _ended(model: HFModel, chosen: list[int], stop: Callable[[str], bool] | None
 
 
 def _answered(model: HFModel, base: Prompts, chosen: list[int]) -> Prompts:
-    ids_BT = np.concatenate([base.ids_BT, [chosen]], axis=1)
     rows = np.arange(base.decode_from, base.decode_from + len(chosen))[None]
     response = model.tokenizer.decode(chosen, skip_special_tokens=True) if model.tokenizer is not None else ""
     facts = {**(base.facts[0] if base.facts else {}), "response": response}
-    return Prompts(ids_BT, base.spans, {"answer": rows}, None, base.decode_from, (facts,))
+    return replace(_with_answer(base, chosen), rows={"answer": rows}, facts=(facts,))
+
+
+def _with_answer(base: Prompts, chosen: list[int]) -> Prompts:
+    """The prompt with the chosen tokens behind it; they match by their own ids."""
+    answer_BT = np.array([chosen], np.int64)
+    return replace(base, ids_BT=np.concatenate([base.ids_BT, answer_BT], axis=1), match=np.concatenate([base.match_BT, answer_BT], axis=1))
 
 
 def _provenance(model: HFModel, edits: Sequence[Edit]) -> dict[str, Any]:

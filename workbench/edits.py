@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.errors import InputError, unknown
-from workbench.heads import Head
+from workbench.heads import Head, Shape
 
 KINDS = {
     "zero": "the head writes nothing",
@@ -59,6 +59,15 @@ class Ablate:
         if (self.reference is not None) != (self.kind in ("mean", "resample")):
             raise InputError(f"{self.kind} ablation {'takes no' if self.reference is not None else 'needs a'} reference")
         object.__setattr__(self, "heads", tuple(sorted(set(map(Head.parse, self.heads)))))
+
+    def check(self, shape: Shape) -> None:
+        """Raise `InputError` unless a model of this shape has the heads, and the reference was captured from one like it."""
+        for head in self.heads:
+            shape.check(head)
+        if self.reference is not None:
+            size = self.reference.z_BLHQE.shape
+            if 0 in size or (size[1], size[2], size[4]) != (shape.n_layers, shape.n_heads, shape.d_head):
+                raise InputError(f"a reference of shape {size} does not fit a model of {shape.n_layers} layers × {shape.n_heads} heads of {shape.d_head}")
 
     def describe(self) -> dict[str, object]:
         """The edit as plain data, for provenance."""

@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.captures import Capture, capture, from_patterns, generate
+from workbench.documents import DocumentSearch
 from workbench.edits import Edit
 from workbench.errors import InputError
 from workbench.heads import Head
@@ -21,9 +22,9 @@ from workbench.needles import NeedleTests
 from workbench.probes import PROBES, Probe, probe
 from workbench.prompts import Prompts
 from workbench.reads import NextToken, Read
-from workbench.recipes import Recipe
+from workbench.recipes import NaturalText, Recipe
 from workbench.runs import Part, Run, versions
-from workbench.scores import HeadScores, summarise
+from workbench.scores import COLUMNS, HeadScores, summarise
 from workbench.weights import Weights
 
 MINIMUM_VALID = 3
@@ -34,7 +35,11 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may change about the needle tests; None leaves the preset as it is."""
+    """What a user may change about the prompts; None leaves the preset as it is.
+
+    `lengths` (tokens), `depths` (0–1) and `template` concern the needle tests. `needles` is a file that replaces the shipped needles, but not the
+    reasoning needles, which need a distractor each. `haystack` replaces the text of every recipe that uses one.
+    """
 
     lengths: tuple[int, ...] | None = None
     depths: tuple[float, ...] | None = None
@@ -43,12 +48,17 @@ class Options:
     template: str | None = None
 
     def apply(self, recipe: Recipe) -> Recipe:
-        """The recipe with these changes, if it is one of needle tests."""
-        if not isinstance(recipe, NeedleTests):
-            return recipe
-        names = {"lengths": "lengths_"}
-        changes = {names.get(key, key): value for key, value in asdict(self).items() if value is not None}
-        return replace(recipe, **changes)
+        """The recipe with these changes, as far as they concern it."""
+        needles = self.needles if getattr(recipe, "needles", None) == "needles" else None
+        if isinstance(recipe, NeedleTests):
+            return replace(recipe, **_given(lengths_=self.lengths, depths=self.depths, template=self.template, haystack=self.haystack, needles=needles))
+        if isinstance(recipe, DocumentSearch):
+            return replace(recipe, **_given(haystack=self.haystack, needles=needles))
+        return replace(recipe, **_given(text=self.haystack)) if isinstance(recipe, NaturalText) else recipe
+
+
+def _given(**changes: Any) -> dict[str, Any]:
+    return {name: value for name, value in changes.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,8 @@ def score(
     """Score every head of a model on some probes (all by default).
 
     Results of finished batches lie under `runs` and are not made again; without `runs` nothing is kept. `progress` hears of every
-    finished batch. Raises `InputError` for unknown probes or presets, and for prompts that cannot be made for this model.
+    finished batch. A probe with too little evidence has no scores; `evidence` says so, with counts. Raises `InputError` for unknown probes or
+    presets, and for prompts that cannot be made for this model.
     """
     rows, evidence = [], {}
     for group in plan(probes, preset, options):
@@ -103,12 +114,9 @@ def score(
             evidence[member.name] = facts | {"prompts": str(group.recipe)}
             if facts["status"] == "ok":
                 rows.append(summarise(member.name, model.card, _finite(model, member, score_NLH), nulls[member.name], seed))
-    if not rows:
-        raise InputError(
-            "no probe found enough evidence: " + "; ".join(f"{name}: {facts['valid']} of {facts['tests']} tests valid" for name, facts in evidence.items())
-        )
     provenance = {"preset": preset, "seed": seed, **_conditions(model, edits), "versions": versions()}
-    return HeadScores(model.card, pd.concat(rows, ignore_index=True), evidence, provenance)
+    table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=list(COLUMNS))
+    return HeadScores(model.card, table, evidence, provenance)
 
 
 def _conditions(model: HFModel, edits: Sequence[Edit]) -> dict[str, Any]:
@@ -152,7 +160,7 @@ def _measure(model: HFModel, group: Group, recipe: Recipe | None, prompts: Promp
 
 
 def _scored(group: Group, seen: Capture) -> Part:
-    scores = {member.name: member.score(seen) for member in group.probes}
+    scores = {member.name: member.score(seen).astype(float) for member in group.probes}
     valid = {member.name: np.ones(len(scores[member.name]), bool) if member.valid is None else member.valid(seen) for member in group.probes}
     return Part(scores, valid, seen.prompts.facts)
 

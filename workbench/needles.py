@@ -21,6 +21,8 @@ from workbench.prompts import Prompts, bos
 from workbench.recipes import haystack_text, offsets
 
 TEMPLATES = ("auto", "none")
+JOINTS = 2
+"""How many tokens the spaces around a needle may take."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class NeedleTests:
             raise InputError(
                 f"needle {asked.id!r} with its question takes {frame + len(gold)} tokens; a test of {length} (context {model.max_length}) cannot hold it"
             )
-        context = hay.with_needle(hidden.needle, room, depth, place)
+        context = hay.with_needle(hidden.needle, max(room - JOINTS, 0), depth, place)
         text = self._ask(model, context, asked.question)
         ids, ranges = encode(model, text)
         part = hidden.needle if self.absent else asked.answer

@@ -105,7 +105,7 @@ class Prompts:
         ids = [list(model.tokenizer(text)["input_ids"]) for text in texts]
         if len({len(i) for i in ids}) > 1:
             raise InputError(f"prompts of one batch must have equally many tokens, got {[len(i) for i in ids]}; capture them one by one")
-        return cls(np.array(ids, np.int64).reshape(len(ids), -1), facts=tuple({"text": text} for text in texts))
+        return cls(np.array(ids, np.int64).reshape(len(ids), len(ids[0]) if ids else 0), facts=tuple({"text": text} for text in texts))
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ layer from a `LayerView`; `captures` joins heads and layers, which puts L behind
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from einops import rearrange, reduce
 from jaxtyping import Bool, Float
@@ -90,11 +91,15 @@ class Entropy:
         return entropy_BHR / view.visible_BRK.sum(-1).clamp(min=2).log()[:, None, :]
 
 
+Array = Tensor | np.ndarray
+"""A tensor while a pass runs, a NumPy array in a `Capture`."""
+
+
 class PeakValue(NamedTuple):
     """The largest probability of each row, and the key that has it; the earlier key on ties."""
 
-    prob: Tensor
-    key: Tensor
+    prob: Array
+    key: Array
 
 
 @dataclass(frozen=True)
@@ -185,8 +190,8 @@ class HeadOutput:
 class QueryKeyValue(NamedTuple):
     """Queries [B, L, H, R, E] and keys [B, L, G, K, E], after position rotation and norms, as they are multiplied."""
 
-    query: Tensor
-    key: Tensor
+    query: Array
+    key: Array
 
 
 @dataclass(frozen=True)
@@ -216,8 +221,8 @@ class ValueNorm:
 class NextTokenValue(NamedTuple):
     """The id that the model would choose after each row, and the log-probability of the token that does follow (nats)."""
 
-    choice: Tensor
-    logprob: Tensor
+    choice: Array
+    logprob: Array
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ the null, on which the behaviour cannot show, or None where the null is uniform 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -115,6 +115,10 @@ def _middle_of_vocabulary(model: Model) -> np.ndarray:
     return pool[~np.isin(pool, list(special_ids(model)))]
 
 
+MAX_CHARACTERS = 2_000_000
+"""How much of a text is tokenised."""
+
+
 @cache
 def haystack_text(path: Path | None) -> tuple[str, str]:
     """A long text and the first 16 digits of its SHA-256: the user's file, or the language reference that every Python carries.
@@ -136,18 +140,19 @@ def haystack_text(path: Path | None) -> tuple[str, str]:
 
 
 def offsets(model: Model, path: Path | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A text's token ids [T], their character ranges [T, 2], and which tokens begin a sentence [S]."""
+    """A text's token ids [T], their character ranges [T, 2], and which tokens begin a sentence [S]; kept for the next call."""
     if model.tokenizer is None or not getattr(model.tokenizer, "is_fast", False):
         raise InputError(f"{model.card.name} has no fast tokenizer, which is needed to find text in tokens by character")
-    text, _ = haystack_text(path)
-    coded = model.tokenizer(text[:MAX_CHARACTERS], add_special_tokens=False, return_offsets_mapping=True)
+    return _offsets(model.tokenizer, path)
+
+
+@lru_cache(maxsize=4)
+def _offsets(tokenizer: Any, path: Path | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    text = haystack_text(path)[0][:MAX_CHARACTERS]
+    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, ranges = np.array(coded["input_ids"], np.int64), np.array(coded["offset_mapping"], np.int64).reshape(-1, 2)
-    ends = [place + 1 for place in range(len(text[:MAX_CHARACTERS]) - 1) if text[place] == "." and text[place + 1].isspace()]
+    ends = [place + 1 for place in range(len(text) - 1) if text[place] == "." and text[place + 1].isspace()]
     return ids, ranges, np.unique(np.searchsorted(ranges[:, 0], [0, *ends]))
-
-
-MAX_CHARACTERS = 2_000_000
-"""How much of a text is tokenised."""
 
 
 def tokenised(model: Model, path: Path | None) -> tuple[np.ndarray, np.ndarray]:

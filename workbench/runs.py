@@ -51,7 +51,7 @@ class Run:
     def load(self, part: str) -> Part | None:
         """A finished part, or None. A file that cannot be read counts as not finished and will be made again."""
         try:
-            table = pq.read_table(self._path(part))
+            table = pq.read_table(self._path(part), page_checksum_verification=True)
             facts = json.loads(table.schema.metadata[b"facts"])
             shapes = json.loads(table.schema.metadata[b"shapes"])
             columns = {name: np.asarray(table.column(name)) for name in table.column_names}
@@ -74,7 +74,7 @@ class Run:
         shapes = {probe: score.shape for probe, score in result.scores.items()}
         metadata = {"facts": json.dumps(result.facts, default=str), "shapes": json.dumps(shapes)}
         table = pa.table(columns).replace_schema_metadata(metadata)
-        write_file(self._path(part), lambda path: pq.write_table(table, path))
+        write_file(self._path(part), lambda path: pq.write_table(table, path, write_page_checksum=True))
 
     def _path(self, part: str) -> Path:
         return self.folder / f"{part}.parquet"

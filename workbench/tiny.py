@@ -1,4 +1,4 @@
-"""Models made in memory: random ones of each architecture, with a tokenizer of bytes. (`compiled` makes models whose circuit is known.)"""
+"""Models made in memory: random ones of each architecture, with a tokenizer of bytes (`compiled` makes those whose circuit is known)."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen2": {**_GQA, "num_key_value_heads": 1},
     "qwen3": {**_GQA, "head_dim": 12},
     "gemma2": {**_GQA, "head_dim": 12, "sliding_window": 8, "attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 10},
-    "gemma3_text": {**_GQA, "head_dim": 12, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "gemma3_text": {**_GQA, "head_dim": 12, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 3},
     "phi3": dict(_GQA),
 }
 """Settings that make each supported architecture tiny and still show its peculiarities (GQA, odd head sizes, windows, capping)."""

@@ -76,7 +76,9 @@ def label(
         name=model, probes=probe, preset=preset, seed=seed, device=device, dtype=dtype, revision=revision, options=options, runs=runs, verbose=verbose
     )
     labels = labelling.label(scores, rules)
-    files = {"labels": labels.save(out), "heat_map": views.save_html(views.head_map(labels), out.with_suffix(".html"))}
+    files = {"labels": labels.save(out)}
+    if labels.scores:
+        files["heat_map"] = views.save_html(views.head_map(labels), out.with_suffix(".html"))
     seconds = time.perf_counter() - begin
     if as_json:
         show.as_json(summary.as_data(scores, labels, files, seconds))
@@ -182,7 +184,7 @@ def _measure(
 
     groups = measure.plan(probes, preset, options)
     if not verbose:
-        _hush()
+        show.hush_libraries()
     model = models.load(name, device=device, dtype=dtype, revision=revision, say=show.remark)
     _announce(model, groups)
     with show.progress() as progress:
@@ -205,10 +207,3 @@ def _announce(model: "HFModel", groups: list) -> None:
 def _cost(cost: "Estimate") -> str:
     spent = f"{cost.seconds:.0f} s" if cost.seconds < 120 else f"{cost.seconds / 60:.0f} min" if cost.seconds < 7200 else f"{cost.seconds / 3600:.1f} h"
     return f"about {spent} and {cost.bytes / 2**30:.1f} GiB for {cost.forwards:,} forward passes over {cost.tokens:,} tokens"
-
-
-def _hush() -> None:
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()

@@ -88,6 +88,7 @@ def validate(
     if model is not None:
         from workbench.models import load
 
+        show.hush_libraries()
         labels.check_model(load(model, device="cpu", revision=revision, say=show.remark).card)
     facts = {"file": str(labels_file), "schema": SCHEMA, "model": labels.card.name, "fingerprint": labels.card.fingerprint}
     counts = {"heads": len(labels.labels), "probes": len(labels.scores), "rules": len(labels.rules)}

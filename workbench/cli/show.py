@@ -63,6 +63,14 @@ def progress() -> Generator[Callable[[str, int, int], None]]:
         yield lambda what, done, total: bars.update(task, description=what, completed=done, total=total)
 
 
+def hush_libraries() -> None:
+    """Keep transformers' progress bars and warnings off stderr."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 class _Lines:
     """Says each kind of task once, when its first part is done."""
 

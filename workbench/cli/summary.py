@@ -16,24 +16,29 @@ from workbench.rules import Rule
 from workbench.scores import HeadScores
 from workbench.views import evidence_lines, evidence_text
 
-STRONGEST = 10
+STRONGEST, RAREST = 10, 2
 
 
 def as_text(scores: HeadScores, labels: HeadLabels, files: Mapping[str, Path], seconds: float) -> None:
     """Show on stdout how many heads there are of each kind, the strongest, the evidence, and where the files lie."""
-    show.result(_heading(labels), "", _kinds(labels), "", *_strongest(scores, labels), "", *_evidence(scores), "")
-    show.result(f"labels    {files['labels']}", f"heat map  {files['heat_map']}", f"took      {seconds:.0f} s")
+    strongest = (*_strongest(scores, labels), "") if scores.probes else ()
+    show.result(_heading(labels), "", _kinds(labels), "", *strongest, *_evidence(scores), "")
+    show.result(*(f"{name.replace('_', ' '):10}{path}" for name, path in files.items()), f"took      {seconds:.0f} s")
 
 
 def as_data(scores: HeadScores, labels: HeadLabels, files: Mapping[str, Path], seconds: float) -> dict[str, Any]:
     """The same as plain data."""
-    probe = main_probe(scores)
+    top = (
+        {"probe": (probe := main_probe(scores)), "heads": scores.top(STRONGEST, probe).drop(columns=["model", "probe"]).to_dict("records")}
+        if scores.probes
+        else {}
+    )
     return {
         **_facts(scores),
         **{name: str(path) for name, path in files.items()},
         "heads": len(labels.labels),
         "counts": labels.counts(),
-        "top": {"probe": probe, "heads": scores.top(STRONGEST, probe).drop(columns=["model", "probe"]).to_dict("records")},
+        "top": top,
         "seconds": round(seconds, 1),
     }
 
@@ -68,13 +73,16 @@ def rule_text(rule: Rule) -> str:
 
 
 def _strongest(scores: HeadScores, labels: HeadLabels) -> tuple[Text, Table]:
-    probe = main_probe(scores)
-    table = show.table("head", "score", "95% interval", "null", "labels", numbers=("score", "95% interval", "null"))
+    probe, counts = main_probe(scores), labels.counts()
+    table = show.table("head", "score", "95% interval", "null", "is also", numbers=("score", "95% interval", "null"))
     by_name = {str(head): names for head, names in labels.labels.items()}
     for _, row in scores.top(STRONGEST, probe).iterrows():
         interval = f"{row.ci_low:.3f} – {row.ci_high:.3f}" if pd.notna(row.ci_low) else "one sample"
-        table.add_row(row["name"], f"{row.score:.3f}", interval, f"{row.null:.3f}" if pd.notna(row.null) else "", ", ".join(by_name[row["name"]]))
-    return Text(f"The strongest by {probe}", style="bold"), table
+        others = sorted(set(by_name[row["name"]]) - {probe}, key=lambda name: (counts[name], name))
+        more = f" and {len(others) - RAREST} more" if len(others) > RAREST else ""
+        null = f"{row.null:.3f}" if pd.notna(row.null) else ""
+        table.add_row(row["name"], f"{row.score:.3f}", interval, null, ", ".join(others[:RAREST]) + more)
+    return Text(f"The strongest by {probe}, with their rarest other kinds", style="bold"), table
 
 
 def _evidence(scores: HeadScores) -> tuple[Text, Table]:
