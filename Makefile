@@ -3,6 +3,7 @@ PYTHON ?= python3
 MODEL ?= smollm2-135m
 
 BIN := .venv/bin
+export OMP_WAIT_POLICY ?= PASSIVE
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 USER_STAMP := .venv/.installed
 DEV_STAMP := .venv/.installed-dev

@@ -56,9 +56,7 @@ def eager(model, ids_BT: np.ndarray, change: Callable | None = None) -> Eager:
         for attention, output in zip(model.weights.attentions, model.weights.outputs, strict=True):
             hooks.enter_context(output.register_forward_pre_hook(before_projection))
             hooks.enter_context(
-                attention.register_forward_pre_hook(
-                    lambda module, args, kwargs: inputs.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-                )
+                attention.register_forward_pre_hook(lambda module, args, kwargs: inputs.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True)
             )
             hooks.enter_context(attention.register_forward_hook(lambda module, args, result: outputs.append(result[0])))
         result = hf(torch.tensor(ids_BT), output_attentions=True, use_cache=False)

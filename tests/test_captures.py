@@ -63,9 +63,13 @@ def test_reads_together_give_what_each_gives_alone():
 def test_shapes_have_prompt_layer_and_head_in_front():
     seen = capture(tiny("llama"), random_prompts(3, **PLACES), ALL)
     expected = {
-        **{read: (3, 2, 6, 20) for read in (Mass(first=2), Entropy(), Mass(span="needle"), TopMass("needle"), Received(), Received("sum", "some"))},
-        **{Mass(last=3, rows="some"): (3, 2, 6, 3), BlockMap(6): (3, 2, 6, 4, 4), Pattern(): (3, 2, 6, 20, 20), Pattern("some"): (3, 2, 6, 3, 20)},
-        **{HeadOutput("some"): (3, 2, 6, 3, 8), ValueNorm(): (3, 2, 2, 20)},
+        **dict.fromkeys((Mass(first=2), Entropy(), Mass(span="needle"), TopMass("needle"), Received(), Received("sum", "some")), (3, 2, 6, 20)),
+        Mass(last=3, rows="some"): (3, 2, 6, 3),
+        BlockMap(6): (3, 2, 6, 4, 4),
+        Pattern(): (3, 2, 6, 20, 20),
+        Pattern("some"): (3, 2, 6, 3, 20),
+        HeadOutput("some"): (3, 2, 6, 3, 8),
+        ValueNorm(): (3, 2, 2, 20),
     }
     assert {read: seen[read].shape for read in expected} == expected
     assert [part.shape for part in seen[QueryKey()]] == [(3, 2, 6, 20, 8), (3, 2, 2, 20, 8)]
@@ -97,9 +101,11 @@ def test_a_capture_is_not_changed_from_outside():
 
 def test_a_read_that_was_not_made_is_refused_with_those_that_were():
     seen = capture(tiny("llama"), random_prompts(), [Mass(first=4), Entropy()])
-    with pytest.raises(InputError, match=r"^Peak\(rows=None\) was not read in this capture; it has: Mass\(first=4, .*\), Entropy\(rows=None, relative=False\)$"):
+    with pytest.raises(
+        InputError, match=r"^Peak\(rows=None\) was not read in this capture; it has: Mass\(first=4, .*\), Entropy\(rows=None, relative=False\)$"
+    ):
         seen[Peak()]
-    with pytest.raises(InputError, match="it has: nothing$"):
+    with pytest.raises(InputError, match=r"it has: nothing$"):
         capture(tiny("llama"), random_prompts(), [])[Peak()]
 
 
@@ -194,7 +200,7 @@ def test_prompts_longer_than_the_context_are_refused(length, fits):
     if fits:
         assert capture(model, random_prompts(1, length), [Entropy()])[Entropy()].shape[-1] == length
     else:
-        with pytest.raises(InputError, match="^13 tokens do not fit the context of tiny-llama, 12$"):
+        with pytest.raises(InputError, match=r"^13 tokens do not fit the context of tiny-llama, 12$"):
             capture(model, random_prompts(1, length), [])
 
 
@@ -438,7 +444,7 @@ def test_an_answer_beyond_the_context_is_refused(tokens, fits):
     if fits:
         assert generate(model, question(), [], max_new_tokens=tokens).prompts.length == 24
     else:
-        with pytest.raises(InputError, match="^25 tokens do not fit the context of name, 24$"):
+        with pytest.raises(InputError, match=r"^25 tokens do not fit the context of name, 24$"):
             generate(model, question(), [], max_new_tokens=tokens)
 
 

@@ -142,8 +142,10 @@ def test_a_group_reads_each_read_once_and_has_its_probes_names():
 
 
 def test_the_preset_chooses_the_prompts():
-    assert plan(["attention_sink"])[0].recipe == NaturalText(length=64, count=32)
-    assert plan(["attention_sink"], "paper")[0].recipe == NaturalText(length=64, count=100)
+    quick, paper = (PROBES["attention_sink"].recipe(preset) for preset in ("quick", "paper"))
+    assert quick != paper
+    assert plan(["attention_sink"])[0].recipe == plan(["attention_sink"], "quick")[0].recipe == quick
+    assert plan(["attention_sink"], "paper")[0].recipe == paper
 
 
 def test_unknown_probes_and_presets_list_those_that_exist(model):
@@ -153,14 +155,25 @@ def test_unknown_probes_and_presets_list_those_that_exist(model):
         score(model, ["induction"], preset="fast")
 
 
-def test_options_change_needle_tests_and_nothing_else(hay, tmp_path):
+def test_options_change_the_recipes_that_they_concern(hay, tmp_path):
     options = Options(lengths=(500,), depths=(0.1, 0.9), needles=tmp_path, haystack=hay, template="none")
     recipe = NeedleTests(per_cell=3, teacher_forced=False)
     expected = NeedleTests(tmp_path, (500,), (0.1, 0.9), 3, hay, "none", teacher_forced=False)
     assert options.apply(recipe) == expected
     assert Options().apply(recipe) == recipe
-    for other in (NaturalText(), RepeatedTokens(), DocumentSearch()):
-        assert options.apply(other) is other
+    assert options.apply(DocumentSearch(documents=2)) == DocumentSearch(tmp_path, documents=2, haystack=hay)
+    assert options.apply(NaturalText(length=7)) == NaturalText(length=7, text=hay)
+    assert options.apply(RepeatedTokens(length=7)) == RepeatedTokens(length=7)
+    assert Options(lengths=(500,), needles=tmp_path).apply(NaturalText()) == NaturalText()
+
+
+def test_reasoning_needles_stay_as_they_need_a_distractor_each(hay, tmp_path):
+    options = Options(needles=tmp_path, haystack=hay)
+    assert options.apply(NeedleTests("reasoning")) == NeedleTests("reasoning", haystack=hay)
+    assert options.apply(NeedleTests("needles")) == NeedleTests(tmp_path, haystack=hay)
+
+
+def test_options_reach_the_plan():
     assert plan(["retrieval"], options=Options(lengths=(500,)))[0].recipe == replace(PROBES["retrieval"].recipe("quick"), lengths_=(500,))
 
 
@@ -356,8 +369,12 @@ def test_fewer_than_three_valid_samples_are_insufficient_and_other_probes_still_
 
 def test_without_any_evidence_the_counts_are_told(model, known):
     names = known(replace(FIRST, valid=valid_where(True, False, False, False)), replace(SECOND, valid=valid_where(False, False, False, False)))
-    with pytest.raises(InputError, match="no probe found enough evidence: first: 1 of 4 tests valid; second: 0 of 4 tests valid"):
-        score(model, names)
+    result = score(model, names)
+    assert result.probes == ()
+    assert [(facts["status"], facts["valid"], facts["tests"]) for facts in result.evidence.values()] == [
+        ("insufficient evidence", 1, 4),
+        ("insufficient evidence", 0, 4),
+    ]
 
 
 def test_a_probe_whose_samples_always_count_needs_but_one(model, known):

@@ -161,6 +161,6 @@ def test_special_ids_and_the_beginning():
 
 @pytest.mark.parametrize("tokenizer", [None, SimpleNamespace(bos_token_id=None, all_special_ids=[])])
 def test_a_model_may_have_no_beginning(tokenizer):
-    model = SimpleNamespace(**{name: None for name in ("card", "shape", "max_length", "vocabulary", "weights", "device", "dtype")}, tokenizer=tokenizer)
+    model = SimpleNamespace(**dict.fromkeys(("card", "shape", "max_length", "vocabulary", "weights", "device", "dtype")), tokenizer=tokenizer)
     assert bos(model) == []
     assert special_ids(model) == set()

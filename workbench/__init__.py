@@ -10,6 +10,7 @@
 The public names are imported when they are first used, so that a command that needs no model starts at once.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from workbench.prompts import Prompts
     from workbench.rules import RULES, Rule
     from workbench.scores import HeadScores
+
+# PyTorch's CPU threads wait for each other thousands of times in a pass. By default they spin, which on a machine that is busy with other work
+# made a capture four times slower; asleep they cost nothing. It must be said before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOME = {
     "captures": ("Capture", "capture", "generate"),

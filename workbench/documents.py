@@ -25,7 +25,7 @@ class DocumentSearch:
     needles: str | Path = "needles"
     documents: int = 4
     tokens: int = 40
-    count: int = 6
+    count: int = 4
     haystack: Path | None = None
     absent: bool = False
 

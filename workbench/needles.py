@@ -72,7 +72,7 @@ class NeedleTests:
     """
 
     needles: str | Path = "needles"
-    lengths_: tuple[int, ...] = (300, 600, 900)
+    lengths_: tuple[int, ...] = (200, 400, 800)
     depths: tuple[float, ...] = (0.2, 0.8)
     per_cell: int | None = 2
     haystack: Path | None = None

@@ -33,6 +33,6 @@ PROBE = Probe(
     citation="Gu et al. 2024, When attention sink emerges (2410.10781)",
     null="uniform attention",
     reads=(READ,),
-    recipes={"quick": NaturalText(length=64, count=32), "paper": NaturalText(length=64, count=100)},
+    recipes={"quick": NaturalText(length=64, count=16), "paper": NaturalText(length=64, count=100)},
     also=("sink_anywhere", "streaming"),
 )

@@ -30,7 +30,7 @@ PROBE = Probe(
     null="control: another needle in its place",
     reads=(READ, PREDICTED),
     recipes={
-        "quick": replace(QUICK, needles="reasoning", lengths_=(300, 450), depths=(0.5,), per_cell=4),
+        "quick": replace(QUICK, needles="reasoning", lengths_=(250,), depths=(0.3, 0.7), per_cell=4),
         "paper": replace(PAPER, needles="reasoning", lengths_=(400, 1200, 2000, 2800, 3600), per_cell=4),
     },
     valid=answered,

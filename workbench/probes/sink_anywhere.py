@@ -34,5 +34,5 @@ PROBE = Probe(
     citation="after Gu et al. 2024, When attention sink emerges (2410.10781)",
     null="uniform attention",
     reads=(READ,),
-    recipes={"quick": NaturalText(length=64, count=32), "paper": NaturalText(length=64, count=100)},
+    recipes={"quick": NaturalText(length=64, count=16), "paper": NaturalText(length=64, count=100)},
 )
