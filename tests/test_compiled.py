@@ -17,6 +17,7 @@ from workbench.probes import PROBES
 from workbench.prompts import Prompts
 from workbench.reads import HeadOutput, NextToken, Pattern
 from workbench.recipes import RepeatedTokens
+from workbench.tiny import VOCABULARY, byte_tokenizer
 from workbench.weights import Weights
 
 REPEATED = RepeatedTokens(length=30, repeats=2, count=4)
@@ -25,7 +26,7 @@ IDLE = [Head(layer, index) for layer in range(2) for index in range(4) if Head(l
 
 @pytest.fixture(scope="module")
 def model():
-    return induction_model(100, 64)
+    return induction_model()
 
 
 @pytest.fixture(scope="module")
@@ -164,9 +165,9 @@ def test_scores_of_the_circuit_are_nearly_1_and_those_of_the_other_heads_below_a
             assert score_LH.max() < 0.5, probe
 
 
-def test_a_large_vocabulary_comes_with_the_byte_tokenizer_and_a_small_one_with_none(model):
+def test_with_a_tokenizer_it_reads_and_continues_text(model):
     assert model.tokenizer is None
-    large = induction_model(260, 16)
+    large = induction_model(VOCABULARY, 16, byte_tokenizer())
     text = capture(large, "abcab", [NextToken(), Pattern()])
     assert large.tokenizer.decode(text[NextToken()].choice[0, -2:].tolist()) == "bc"
 

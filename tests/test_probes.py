@@ -597,10 +597,10 @@ def predicted(choice, prompts):
 
 
 def test_more_than_half_of_the_gold_tokens_must_be_the_models_own_choice():
-    ids = np.array([[7, 8, 9, 20, 21, 22, 23]] * 4)
-    prompts = Prompts(ids, {"needle": np.array([[0, 2]] * 4)}, {"answer": np.array([[2, 3, 4, 5]] * 4)})
-    choices = [[20, 21, 22, 23], [20, 21, 22, 0], [20, 21, 0, 0], [0, 0, 0, 0]]
-    assert _needle.answered(predicted(choices, prompts)).tolist() == [True, True, False, False]
+    ids = np.array([[7, 8, 9, 20, 21, 22, 23]] * 5)
+    prompts = Prompts(ids, {"needle": np.array([[0, 2]] * 5)}, {"answer": np.array([[2, 3, 4, 5]] * 5)})
+    choices = [[20, 21, 22, 23], [20, 21, 22, 0], [20, 21, 0, 0], [0, 0, 0, 0], [0, 21, 22, 23]]
+    assert _needle.answered(predicted(choices, prompts)).tolist() == [True, True, False, False, True]
 
 
 @pytest.mark.parametrize(("response", "passes"), [("red green blue", True), ("red green", False), ("", False), ("RED, green; Blue!", True)])
@@ -638,6 +638,7 @@ def test_the_copier_attends_within_the_needle_only():
         (-np.eye(4), -1),
         ([[0, -1], [1, 0]], 0),  # a rotation by 90°: eigenvalues ±i
         (np.zeros((3, 3)), 0),
+        (0.01 * np.eye(3), 1),
         (np.diag([3.0, -1.0]), 0.5),
         ([[1, 5], [0, 1]], 1),
         ([[1, -1], [1, 1]], 2**-0.5),  # 1 ± i

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from workbench.errors import InputError
 from workbench.models import HFModel
@@ -32,9 +33,8 @@ def with_tokenizer(model, tokenizer):
 
 @pytest.fixture(scope="module")
 def without_bos(model):
-    tokenizer = byte_tokenizer()
-    tokenizer.bos_token = None
-    return with_tokenizer(model, tokenizer)
+    core = byte_tokenizer().backend_tokenizer
+    return with_tokenizer(model, PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="</s>"))
 
 
 def ids(batches):

@@ -10,6 +10,8 @@ Every feature x is stored as the pair (x, −x), so the mean is 0, and every pos
 the variance is known: each LayerNorm has the gain that undoes it. All other biases, and the MLPs, are 0.
 """
 
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -18,7 +20,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from workbench.errors import InputError
 from workbench.heads import Head
 from workbench.models import HFModel
-from workbench.tiny import VOCABULARY, byte_tokenizer
 
 PREVIOUS, INDUCTION = Head(0, 1), Head(1, 2)
 """The two heads of the circuit."""
@@ -31,11 +32,11 @@ NEAREST = 0.55
 """Codes of two different positions differ by more than this in their inner product, up to 1,024 positions."""
 
 
-def induction_model(vocabulary: int = VOCABULARY, length: int = 512) -> HFModel:
+def induction_model(vocabulary: int = 100, length: int = 64, tokenizer: Any = None) -> HFModel:
     """A GPT-2 of two layers of four heads, without MLPs, that repeats what followed the present token before.
 
-    `vocabulary` token ids (at least 21), up to `length` tokens (at most 1,024). It has the byte tokenizer if the vocabulary is large enough for it (the
-    default), else none. `PREVIOUS` and `INDUCTION` attend with at least 0.99 to what they look for, if it is there.
+    `vocabulary` token ids (at least 21), up to `length` tokens (at most 1,024). `PREVIOUS` and `INDUCTION` attend with at least 0.99 to what
+    they look for, if it is there. Raises `InputError` for other sizes.
     """
     if not (vocabulary >= 21 and 2 <= length <= 1024):
         raise InputError(f"a compiled model has 21 tokens or more and a length of 2–1024, not {vocabulary} and {length}")
@@ -50,7 +51,6 @@ def induction_model(vocabulary: int = VOCABULARY, length: int = 512) -> HFModel:
     for parameter in hf.parameters():
         torch.nn.init.zeros_(parameter)
     _write(hf, slots, length)
-    tokenizer = byte_tokenizer() if vocabulary >= VOCABULARY else None
     return HFModel("compiled-induction", f"induction circuit, {vocabulary} tokens", hf.float(), tokenizer)
 
 
@@ -86,7 +86,7 @@ class _Slots:
         return rearrange(torch.stack([row_NF, -row_NF]), "pair n f -> n (f pair)")
 
 
-def _write(hf: GPT2LMHeadModel, slots: _Slots, length: int) -> None:
+def _write(hf: Any, slots: _Slots, length: int) -> None:
     vocabulary, body = hf.config.vocab_size, hf.transformer
     tokens, position_TP, first_T2 = torch.eye(vocabulary), _codes(torch.arange(length)), torch.eye(2)[[0] + [1] * (length - 1)]
     body.wte.weight.data = slots.rows(token=tokens)
