@@ -2,7 +2,8 @@
 
     python benchmarks/presets.py --out reports/smollm2-135m/presets
 
-`quick`: teacher-forced gold answers, one forward per test. `paper`: greedy decoding over lengths × depths × needles, successful tests only.
+`quick`: teacher-forced gold answers, one forward per test. `paper`: greedy decoding, here over 5 lengths × 3 depths × 3 of 6 needles,
+successful tests only.
 Writes OUT.md and OUT.csv (every head's two scores).
 """
 
@@ -13,10 +14,11 @@ from pathlib import Path
 import pandas as pd
 from report import write_report
 
-from workbench import load, score
+from workbench import Options, load, score
 from workbench.scores import rank_agreement
 
 PROBES = ("retrieval", "semantic_retrieval")
+PAPER = Options(lengths=(400, 800, 1200, 1600, 2000), depths=(0.0, 0.5, 1.0))
 
 
 def main() -> None:
@@ -31,7 +33,7 @@ def main() -> None:
     scores, seconds = {}, {}
     for preset in ("quick", "paper"):
         begin = time.perf_counter()
-        scores[preset] = score(model, PROBES, preset=preset, runs=given.runs)
+        scores[preset] = score(model, PROBES, preset=preset, runs=given.runs, options=PAPER if preset == "paper" else None)
         seconds[preset] = time.perf_counter() - begin
     summary, rows = [], []
     for probe in PROBES:

@@ -24,6 +24,7 @@ def write_report(out: Path, title: str, remarks: list[str], table: pd.DataFrame,
     """OUT.md with the table and what it stands on; OUT.csv with the rows behind it (the table itself if there are none)."""
     lines = ["| " + " | ".join(map(str, table.columns)) + " |", "|" + "---|" * len(table.columns)]
     lines += ["| " + " | ".join(f"{cell:.{digits}f}" if isinstance(cell, float) else str(cell) for cell in row) + " |" for row in table.itertuples(index=False)]
-    made = f"Made by `python {' '.join(sys.argv)}` on {machine()}; " + ", ".join(f"{name} {version}" for name, version in versions().items()) + "."
+    command = " ".join(Path(word).name if word.startswith("/") else word for word in sys.argv)
+    made = f"Made by `python {command}` on {machine()}; " + ", ".join(f"{name} {version}" for name, version in versions().items()) + "."
     write_text(out.with_suffix(".md"), "\n\n".join([f"# {title}", *remarks, "\n".join(lines), made]) + "\n")
     write_text(out.with_suffix(".csv"), (table if rows is None else rows).to_csv(index=False))

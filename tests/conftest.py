@@ -13,6 +13,14 @@ settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, p
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
+@pytest.fixture(autouse=True)
+def one_thread_for_tiny_models(request):
+    """Tiny models are slower on two threads than on one; the default model is not."""
+    import torch
+
+    torch.set_num_threads(1 if request.node.get_closest_marker("model") is None else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
+
+
 @pytest.fixture(scope="session")
 def smollm2():
     """The default model in float32 on the CPU, converted once into the user's cache. Mark its tests with `model`."""

@@ -2,7 +2,6 @@
 
 import ast
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -72,8 +71,10 @@ def test_nothing_prints(path):
 
 
 def test_all_is_what_is_public():
-    there = {name for name, value in vars(workbench).items() if not name.startswith("_") and not isinstance(value, ModuleType)}
-    assert set(workbench.__all__) - {"__version__"} == there
+    assert sorted(workbench.__all__) == sorted(name for names in workbench._HOME.values() for name in names)
+    assert all(getattr(workbench, name) is not None for name in workbench.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'heed'"):
+        getattr(workbench, "he" + "ed")
     assert len(workbench.__all__) <= MAX_PUBLIC_NAMES
 
 

@@ -23,7 +23,7 @@ def score(weights: Weights) -> Float[np.ndarray, "1 L H"]:
 def eigenvalue_ratio(matrix_HEE: Float[Tensor, "H E E"]) -> Float[Tensor, " H"]:
     """Re(Σλ) / Σ|λ| of each matrix; 0 for a matrix without non-zero eigenvalues."""
     total_H = matrix_HEE.diagonal(dim1=-2, dim2=-1).sum(-1)
-    size_H = torch.linalg.eigvals(matrix_HEE).abs().sum(-1)
+    size_H = torch.linalg.eigvals(matrix_HEE.cpu()).abs().sum(-1).to(total_H)  # LAPACK is many times faster on matrices this small
     return torch.where(size_H > 0, total_H / size_H, 0)
 
 
