@@ -20,7 +20,21 @@ from report import write_report
 def once(model: str, device: str) -> dict[str, float]:
     """Wall seconds, the command's own clock, and the peak resident memory of one run in GiB."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "workbench.cli", "label", "--model", model, "--device", device, "--out", f"{folder}/heads.json", "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "workbench.cli",
+            "label",
+            "--model",
+            model,
+            "--device",
+            device,
+            "--out",
+            f"{folder}/heads.json",
+            "--runs",
+            "-",
+            "--json",
+        ]
         begin = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert process.stdout is not None

@@ -87,6 +87,8 @@ Lengths = Annotated[str | None, typer.Option(help="Lengths of needle tests in to
 Depths = Annotated[str | None, typer.Option(help="Depths of the needle, 0 (start) to 1 (end), such as 0.1,0.5,0.9.", rich_help_panel=_TESTS)]
 Needles = Annotated[Path | None, typer.Option(help="A file of needles of your own, JSON lines with needle and question.", rich_help_panel=_TESTS)]
 Haystack = Annotated[Path | None, typer.Option(help="A text file to hide the needles in.", rich_help_panel=_TESTS)]
-Runs = Annotated[Path | None, typer.Option(help="A folder that keeps finished parts, so that a killed or repeated run goes on from them.")]
+Runs = Annotated[
+    Path, typer.Option(envvar="WORKBENCH_RUNS", help="A folder that keeps finished parts, so that a killed or repeated run goes on from them; - keeps nothing.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Also show what libraries say, and the traceback of an error.")]

@@ -55,7 +55,7 @@ def label(
     depths: Depths = None,
     needles: Needles = None,
     haystack: Haystack = None,
-    runs: Runs = None,
+    runs: Runs = Path("runs"),
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -102,7 +102,7 @@ def score(
     depths: Depths = None,
     needles: Needles = None,
     haystack: Haystack = None,
-    runs: Runs = None,
+    runs: Runs = Path("runs"),
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -176,7 +176,7 @@ def _measure(
     dtype: str,
     revision: str | None,
     options: "Options",
-    runs: Path | None,
+    runs: Path,
     verbose: bool,
 ) -> "HeadScores":
     """Load the model and score it; a wrong probe or preset is found before anything is loaded."""
@@ -188,7 +188,8 @@ def _measure(
     model = models.load(name, device=device, dtype=dtype, revision=revision, say=show.remark)
     _announce(model, groups)
     with show.progress() as progress:
-        return measure.score(model, probes, preset=preset, seed=seed, runs=runs, options=options, progress=progress)
+        kept = None if str(runs) == "-" else runs
+        return measure.score(model, probes, preset=preset, seed=seed, runs=kept, options=options, progress=progress)
 
 
 def _announce(model: "HFModel", groups: list) -> None:
