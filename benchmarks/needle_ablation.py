@@ -19,7 +19,8 @@ import torch
 from report import write_report
 
 from workbench import Ablate, Head, HeadLabels, Reference, capture, generate, load
-from workbench.needles import NeedleTests, word_recall
+from workbench.matching import word_recall
+from workbench.needles import NeedleTests
 from workbench.reads import HeadOutput
 from workbench.recipes import NaturalText
 

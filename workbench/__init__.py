@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from workbench.errors import InputError
     from workbench.heads import Head, ModelCard, Shape
     from workbench.labels import HeadLabels, label
-    from workbench.measure import Options, score
+    from workbench.measure import score
     from workbench.models import HFModel, load
+    from workbench.options import Options
     from workbench.probes import PROBES, Probe
     from workbench.prompts import Prompts
     from workbench.rules import RULES, Rule
@@ -37,8 +38,9 @@ _HOME = {
     "errors": ("InputError",),
     "heads": ("Head", "ModelCard", "Shape"),
     "labels": ("HeadLabels", "label"),
-    "measure": ("Options", "score"),
+    "measure": ("score",),
     "models": ("HFModel", "load"),
+    "options": ("Options",),
     "probes": ("PROBES", "Probe"),
     "prompts": ("Prompts",),
     "rules": ("RULES", "Rule"),

@@ -43,6 +43,7 @@ class Tap:
     rows: Mapping[str | None, Tensor] = field(default_factory=dict)
     seen: dict[LayerRead, dict[int, list]] = field(default_factory=dict)
     calls: int = 0
+    name: str = "the model"
 
     def __call__(self, layer: int, q_BHQE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, visible_BQK: Tensor, scaling: float, softcap: float | None) -> Tensor:
         """The heads' outputs [B, H, Q, E] of one layer, after the edits; the reads are added to `seen`."""
@@ -53,6 +54,9 @@ class Tap:
         z_BHQE = attend.fused(q_BHQE, v_BGKE) if self._fused_will_do(layer, softcap) else attend.materialised(q_BHQE, v_BGKE)
         for edit in self.edits:
             z_BHQE = edit.on_output(z_BHQE, layer, edit.rows(position_BQ, self.prompts.decode_from), position_BQ)
+        finite_H = z_BHQE.isfinite().transpose(0, 1).flatten(1).all(1)
+        if not finite_H.all():
+            raise InputError(f"{self.name}, L{layer}H{int((~finite_H).int().argmax())}: its output is not finite; try --dtype float32, or look at the weights")
         for rows in dict.fromkeys(read.rows for read in self.reads):
             wanted = [read for read in self.reads if read.rows == rows]
             self._observe(layer, attend, wanted, self._positions(rows, q_BHQE.device), q_BHQE, v_BGKE, z_BHQE)

@@ -53,7 +53,7 @@ def capture(model: HFModel, prompts: Prompts | str | Iterable[str], reads: Seque
     prompts beyond the model's context, for edits of heads that it does not have, and when memory does not suffice.
     """
     prompts = prompts if isinstance(prompts, Prompts) else Prompts.from_text(model, prompts)
-    tap = Tap(prompts, _check(model, prompts, prompts.length, reads, edits), edits)
+    tap = Tap(prompts, _check(model, prompts, prompts.length, reads, edits), edits, name=model.name)
     ids_BT = torch.tensor(prompts.ids_BT, device=model.device)
     with torch.inference_mode(), tapped(model, tap) as hf, _MemoryErrors(model, prompts):
         values = _run(hf, tap, ids_BT, reads)
@@ -68,6 +68,7 @@ def generate(
     max_new_tokens: int = 50,
     edits: Sequence[Edit] = (),
     stop: Callable[[str], bool] | None = None,
+    matching: Callable[[np.ndarray], np.ndarray] = lambda ids: ids,
 ) -> Capture:
     """Let the model answer one prompt greedily, and read the row behind every token that it chose.
 
@@ -75,7 +76,7 @@ def generate(
     token, so that the row read at a step is the one that produced the token (as in Wu et al. 2024). Ends at the tokenizer's
     end-of-sequence token, when `stop(text so far)` holds, or after `max_new_tokens`. The capture's prompts are the prompt with
     the chosen tokens behind it, rows `answer` where they were chosen, and `facts` with the `response`. Reads must give one
-    number per row and name the rows `answer`.
+    number per row and name the rows `answer`. `matching` maps chosen ids to those by which equal tokens are found.
     """
     if prompts.count != 1 or prompts.length < 2 or max_new_tokens < 1:
         raise InputError("generation takes one prompt of at least two tokens at a time, and makes at least one token")
@@ -88,13 +89,13 @@ def generate(
     base = Prompts(prompts.ids_BT, prompts.spans, {}, prompts.match_BT, end, prompts.facts)
     ids_BT = torch.tensor(prompts.ids_BT, device=model.device)
     with torch.inference_mode(), _MemoryErrors(model, prompts):
-        with tapped(model, Tap(base, (), edits)) as hf:
+        with tapped(model, Tap(base, (), edits, name=model.name)) as hf:
             cache = DynamicCache()  # without the configuration: every layer keeps all keys, so that a key's index is its position
             hf(ids_BT[:, :end], past_key_values=cache, use_cache=True, logits_to_keep=1)
         fed_BT = ids_BT[:, end:]
         while len(chosen) < max_new_tokens:
             place = end + len(chosen)
-            tap = Tap(_with_answer(base, chosen), reads, edits, place, {"answer": torch.tensor([[place]], device=model.device)})
+            tap = Tap(_with_answer(base, chosen, matching), reads, edits, place, {"answer": torch.tensor([[place]], device=model.device)}, name=model.name)
             with tapped(model, tap) as hf:
                 fed_BT = hf(fed_BT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].argmax(-1, keepdim=True)
             chosen.append(int(fed_BT))
@@ -102,7 +103,7 @@ def generate(
             if _ended(model, chosen, stop):
                 break
     values = {read: _zip_each(lambda *parts: np.concatenate(parts, axis=-1), [step[read] for step in seen]) for read in reads}
-    return Capture(model.card, _answered(model, base, chosen), values, _provenance(model, edits))
+    return Capture(model.card, _answered(model, base, chosen, matching), values, _provenance(model, edits))
 
 
 def from_patterns(card: ModelCard, prompts: Prompts, pattern_BLHQK: np.ndarray, reads: Sequence[LayerRead]) -> Capture:
@@ -175,7 +176,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:
-    array = array.view()
+    array = np.array(array)
     array.setflags(write=False)
     return array
 
@@ -186,17 +187,17 @@ def _ended(model: HFModel, chosen: list[int], stop: Callable[[str], bool] | None
     return stop is not None and stop(model.tokenizer.decode(chosen))
 
 
-def _answered(model: HFModel, base: Prompts, chosen: list[int]) -> Prompts:
+def _answered(model: HFModel, base: Prompts, chosen: list[int], matching: Callable[[np.ndarray], np.ndarray]) -> Prompts:
     rows = np.arange(base.decode_from, base.decode_from + len(chosen))[None]
     response = model.tokenizer.decode(chosen, skip_special_tokens=True) if model.tokenizer is not None else ""
     facts = {**(base.facts[0] if base.facts else {}), "response": response}
-    return replace(_with_answer(base, chosen), rows={"answer": rows}, facts=(facts,))
+    return replace(_with_answer(base, chosen, matching), rows={"answer": rows}, facts=(facts,))
 
 
-def _with_answer(base: Prompts, chosen: list[int]) -> Prompts:
-    """The prompt with the chosen tokens behind it; they match by their own ids."""
+def _with_answer(base: Prompts, chosen: list[int], matching: Callable[[np.ndarray], np.ndarray]) -> Prompts:
+    """The prompt with the chosen tokens behind it; they match by their own ids, or as `matching` says."""
     answer_BT = np.array([chosen], np.int64)
-    return replace(base, ids_BT=np.concatenate([base.ids_BT, answer_BT], axis=1), match=np.concatenate([base.match_BT, answer_BT], axis=1))
+    return replace(base, ids_BT=np.concatenate([base.ids_BT, answer_BT], axis=1), match=np.concatenate([base.match_BT, matching(answer_BT)], axis=1))
 
 
 def _provenance(model: HFModel, edits: Sequence[Edit]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from workbench.models import Model
-from workbench.needles import Haystack, Needle, encode, load_needles, tokens_between
+from workbench.needles import DATE, Haystack, Needle, encode, load_needles, tokens_between
 from workbench.prompts import Prompts
 
 INSTRUCTION = "Please find information that are relevant to the following query in the paragraphs above."
@@ -36,8 +36,8 @@ class DocumentSearch:
         return [self._sample(model, hay, needles, index % len(needles), rng) for index in range(self.count)]
 
     def control(self) -> "DocumentSearch":
-        """The document that answers the query absent, in a third of the samples."""
-        return replace(self, absent=True, count=max(1, self.count // 3))
+        """The document that answers the query absent, in a third of the samples, two at least."""
+        return replace(self, absent=True, count=max(2, self.count // 3))
 
     def lengths(self, model: Model) -> list[int]:
         """Tokens of each prompt, about."""
@@ -46,7 +46,7 @@ class DocumentSearch:
     def _sample(self, model: Model, hay: Haystack, needles: Sequence[Needle], index: int, rng: np.random.Generator) -> Prompts:
         hidden = needles[(index + 1) % len(needles)] if self.absent else needles[index]
         gold = int(rng.integers(self.documents))
-        bodies = [hay.with_needle(hidden.needle if place == gold else "", self.tokens, 0.5, rng.random()) for place in range(self.documents)]
+        bodies = [hay.with_needle(hidden.needle if place == gold else "", self.tokens, 0.5, rng.random())[0] for place in range(self.documents)]
         texts = [f"[{place + 1}] {body}" for place, body in enumerate(bodies)]
         before = " Here are some paragraphs:\n\n" + "\n\n".join(texts)
         text = _framed(model, f"{before}\n\n{INSTRUCTION}\n\nQuery: {needles[index].question}")
@@ -64,7 +64,7 @@ class DocumentSearch:
 def _framed(model: Model, text: str) -> str:
     if not getattr(model.tokenizer, "chat_template", None):
         return text
-    return model.tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
+    return model.tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, date_string=DATE)
 
 
 def _with_null_query(model: Model, text: str, ids: np.ndarray, ranges: np.ndarray, query: str) -> tuple[np.ndarray, int]:

@@ -1,6 +1,6 @@
 """What to change in a forward pass, as data: `Ablate` a set of heads, by a named kind, in a named phase.
 
-Papers mean different things by "masking a head" (spec 0.4), so both are part of the edit and are written into results.
+Papers mean different things by "masking a head", so both are part of the edit and are written into results.
 """
 
 import hashlib

@@ -4,8 +4,9 @@
 (or one generation), every probe's `score`, save. 3. Do the same for the null of each group. 4. Drop what does not count, and summarise.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,17 @@ import numpy as np
 import pandas as pd
 
 from workbench.captures import Capture, capture, from_patterns, generate
-from workbench.documents import DocumentSearch
 from workbench.edits import Edit
 from workbench.errors import InputError
-from workbench.heads import Head
+from workbench.heads import Head, ModelCard
+from workbench.matching import canonical
 from workbench.models import HFModel
 from workbench.needles import NeedleTests
+from workbench.options import Options, concerned
 from workbench.probes import PROBES, Probe, probe
 from workbench.prompts import Prompts
 from workbench.reads import NextToken, Read
-from workbench.recipes import NaturalText, Recipe
+from workbench.recipes import Recipe
 from workbench.runs import Part, Run, versions
 from workbench.scores import COLUMNS, HeadScores, summarise
 from workbench.weights import Weights
@@ -30,35 +32,10 @@ from workbench.weights import Weights
 MINIMUM_VALID = 3
 """With fewer valid samples a probe that can fail has "insufficient evidence"."""
 
+MADE_FROM = ("haystack", "bos", "chat", "block", "repeats", "needle", "length", "depth_found")
+"""The facts of prompts that go into the evidence."""
+
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user may change about the prompts; None leaves the preset as it is.
-
-    `lengths` (tokens), `depths` (0–1) and `template` concern the needle tests. `needles` is a file that replaces the shipped needles, but not the
-    reasoning needles, which need a distractor each. `haystack` replaces the text of every recipe that uses one.
-    """
-
-    lengths: tuple[int, ...] | None = None
-    depths: tuple[float, ...] | None = None
-    needles: Path | None = None
-    haystack: Path | None = None
-    template: str | None = None
-
-    def apply(self, recipe: Recipe) -> Recipe:
-        """The recipe with these changes, as far as they concern it."""
-        needles = self.needles if getattr(recipe, "needles", None) == "needles" else None
-        if isinstance(recipe, NeedleTests):
-            return replace(recipe, **_given(lengths_=self.lengths, depths=self.depths, template=self.template, haystack=self.haystack, needles=needles))
-        if isinstance(recipe, DocumentSearch):
-            return replace(recipe, **_given(haystack=self.haystack, needles=needles))
-        return replace(recipe, **_given(text=self.haystack)) if isinstance(recipe, NaturalText) else recipe
-
-
-def _given(**changes: Any) -> dict[str, Any]:
-    return {name: value for name, value in changes.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -82,7 +59,11 @@ class Group:
 def plan(names: Iterable[str] | None = None, preset: str = "quick", options: Options | None = None) -> list[Group]:
     """The groups of the asked probes (all by default). Raises `InputError` for an unknown probe or preset."""
     groups: dict[Recipe | None, list[Probe]] = {}
-    for chosen in (probe(name) for name in dict.fromkeys(PROBES if names is None else names)):
+    asked = [probe(name) for name in dict.fromkeys(PROBES if names is None else names)]
+    heard = {option for chosen in asked if chosen.recipes for option in concerned(chosen.recipe(preset))}
+    for option in [name for name, value in asdict(options or Options()).items() if value is not None and name not in heard]:
+        raise InputError(f"--{option} concerns none of the chosen probes: {', '.join(chosen.name for chosen in asked)}")
+    for chosen in asked:
         recipe = (options or Options()).apply(chosen.recipe(preset)) if chosen.recipes else None
         groups.setdefault(recipe, []).append(chosen)
     return [Group(tuple(members), recipe) for recipe, members in groups.items()]
@@ -105,18 +86,30 @@ def score(
     finished batch. A probe with too little evidence has no scores; `evidence` says so, with counts. Raises `InputError` for unknown probes or
     presets, and for prompts that cannot be made for this model.
     """
+    groups = plan(probes, preset, options)
+    built = {recipe: recipe.build(model, start) for recipe, start in _recipes(groups, seed)}  # what cannot be built shows before any work is done
+    measure = _Measure(model, runs, seed, edits, progress, built)
     rows, evidence = [], {}
-    for group in plan(probes, preset, options):
-        samples = _parts(model, group, group.recipe, seed, runs, edits, progress)
-        nulls = _nulls(model, group, seed, runs, edits, progress)
+    for group in groups:
+        samples, nulls = measure.parts(group, group.recipe, seed, group.name), measure.nulls(group)
         for member in group.probes:
             score_NLH, facts = _counted(member, samples)
-            evidence[member.name] = facts | {"prompts": str(group.recipe)}
+            null_NLH = nulls[member.name]
+            summary = {} if member.summary is None or not len(score_NLH) else member.summary(score_NLH)
+            evidence[member.name] = {**facts, "null_samples": len(null_NLH), "prompts": str(group.recipe), "made_from": _made_from(samples), **summary}
             if facts["status"] == "ok":
-                rows.append(summarise(member.name, model.card, _finite(model, member, score_NLH), nulls[member.name], seed))
+                rows.append(summarise(member.name, model.card, score_NLH, null_NLH.mean(axis=0), seed))
     provenance = {"preset": preset, "seed": seed, **_conditions(model, edits), "versions": versions()}
     table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=list(COLUMNS))
     return HeadScores(model.card, table, evidence, provenance)
+
+
+def _recipes(groups: Iterable[Group], seed: int) -> Iterator[tuple[Recipe, int]]:
+    """Every recipe that is needed, controls included, with its seed."""
+    for recipe in (group.recipe for group in groups if group.recipe is not None):
+        yield recipe, seed
+        if (control := recipe.control()) is not None:
+            yield control, seed + 1
 
 
 def _conditions(model: HFModel, edits: Sequence[Edit]) -> dict[str, Any]:
@@ -125,64 +118,75 @@ def _conditions(model: HFModel, edits: Sequence[Edit]) -> dict[str, Any]:
     return {**place, "implementation": "reference", "edits": [edit.describe() for edit in edits]}
 
 
-def _parts(model: HFModel, group: Group, recipe: Recipe | None, seed: int, runs: Path | None, edits: Sequence[Edit], progress: Progress) -> list[Part]:
-    """The results of every batch of a recipe: from disk where they are there, else measured and saved."""
-    batches = [None] if recipe is None else recipe.build(model, seed)
-    parts = []
-    for number, prompts in enumerate(batches):
+@dataclass(frozen=True)
+class _Measure:
+    """One call of `score`: what its tasks have in common."""
+
+    model: HFModel
+    runs: Path | None
+    seed: int
+    edits: Sequence[Edit]
+    progress: Progress
+    built: Mapping[Recipe, list[Prompts]]
+
+    def parts(self, group: Group, recipe: Recipe | None, seed: int, name: str) -> list[Part]:
+        """The results of every batch of a recipe: from disk where they are there, else measured and saved."""
+        batches: Sequence[Prompts | None] = [None] if recipe is None else self.built[recipe]
         question = {
-            "model": model.card.fingerprint,
+            "model": self.model.card.fingerprint,
             "probes": sorted(member.name for member in group.probes),
-            "recipe": repr(recipe),
             "prompts": [batch.fingerprint for batch in batches if batch is not None],
+            "teacher_forced": getattr(recipe, "teacher_forced", None),
             "seed": seed,
             "versions": versions(),
-            **_conditions(model, edits),
+            **_conditions(self.model, self.edits),
         }
-        run = None if runs is None else Run(runs, question)
-        part = None if run is None else run.load(f"part-{number:04d}")
-        if part is None:
-            part = _measure_weights(model, group, None) if prompts is None else _measure(model, group, recipe, prompts, edits)
-            if run is not None:
-                run.save(f"part-{number:04d}", part)
-        parts.append(part)
-        progress(group.name, number + 1, len(batches))
-    return parts
+        run = None if self.runs is None else Run(self.runs, question)
+        parts = []
+        for number, prompts in enumerate(batches):
+            part = None if run is None else run.load(f"part-{number:04d}")
+            if part is None:
+                part = self._one(group, recipe, prompts)
+                if run is not None:
+                    run.save(f"part-{number:04d}", part)
+            parts.append(part)
+            self.progress(name, number + 1, len(batches))
+        return parts
 
+    def nulls(self, group: Group) -> dict[str, np.ndarray]:
+        """The scores [N, L, H] of each probe where its behaviour cannot show."""
+        if group.recipe is None:
+            parts = [_weighed(self.model, group, self.seed + 1)]
+        elif (control := group.recipe.control()) is not None:
+            parts = self.parts(group, control, self.seed + 1, f"{group.name} (null)")
+        else:
+            parts = [_uniform(self.model, group, self.built[group.recipe][0])]
+        shape = (self.model.shape.n_layers, self.model.shape.n_heads)
+        stacked = {member.name: np.concatenate([part.scores[member.name] for part in parts]) for member in group.probes}
+        fixed = {member.name: np.full((1, *shape), member.null_score) for member in group.probes if member.null_score is not None}
+        return {name: np.broadcast_to(array, (len(array), *shape)) for name, array in stacked.items()} | fixed
 
-def _measure(model: HFModel, group: Group, recipe: Recipe | None, prompts: Prompts, edits: Sequence[Edit]) -> Part:
-    if isinstance(recipe, NeedleTests) and not recipe.teacher_forced:
-        reads = [read for read in group.reads if not isinstance(read, NextToken)]
-        seen = generate(model, prompts, reads, edits=edits, stop=lambda text: "\n" in text.strip())
-    else:
-        seen = capture(model, prompts, group.reads, edits)
-    return _scored(group, seen)
+    def _one(self, group: Group, recipe: Recipe | None, prompts: Prompts | None) -> Part:
+        if prompts is None:
+            return _weighed(self.model, group, None)
+        if isinstance(recipe, NeedleTests) and not recipe.teacher_forced:
+            reads: list[Any] = [read for read in group.reads if not isinstance(read, NextToken)]
+            matching = partial(canonical, self.model.tokenizer)
+            return _scored(group, generate(self.model, prompts, reads, edits=self.edits, stop=lambda text: "\n" in text.strip(), matching=matching))
+        return _scored(group, capture(self.model, prompts, group.reads, self.edits))
 
 
 def _scored(group: Group, seen: Capture) -> Part:
-    scores = {member.name: member.score(seen).astype(float) for member in group.probes}
+    scores = {member.name: _finite(seen.card, member, member.score(seen).astype(float)) for member in group.probes}
     valid = {member.name: np.ones(len(scores[member.name]), bool) if member.valid is None else member.valid(seen) for member in group.probes}
     return Part(scores, valid, seen.prompts.facts)
 
 
-def _measure_weights(model: HFModel, group: Group, shuffle: int | None) -> Part:
-    scores = {member.name: member.score(Weights(model.weights, model.shape, shuffle)) for member in group.probes}
+def _weighed(model: HFModel, group: Group, shuffle: int | None) -> Part:
+    """The scores of probes that look at weights alone."""
+    weights = Weights(model.weights, model.shape, shuffle)
+    scores = {member.name: _finite(model.card, member, member.score(weights)) for member in group.probes}
     return Part(scores, {name: np.ones(len(array), bool) for name, array in scores.items()}, ())
-
-
-def _nulls(model: HFModel, group: Group, seed: int, runs: Path | None, edits: Sequence[Edit], progress: Progress) -> dict[str, np.ndarray]:
-    """The mean score [L, H] of each probe where its behaviour cannot show."""
-    shape = (model.shape.n_layers, model.shape.n_heads)
-    if group.recipe is None:
-        parts = [_measure_weights(model, group, seed + 1)]
-    elif (control := group.recipe.control()) is not None:
-        parts = _parts(model, group, control, seed + 1, runs, edits, lambda what, done, total: progress(f"{what} (null)", done, total))
-    else:
-        parts = [_uniform(model, group, prompts) for prompts in group.recipe.build(model, seed)[:1]]
-    stacked = {member.name: np.concatenate([part.scores[member.name] for part in parts]) for member in group.probes}
-    fixed = {member.name: member.null_score for member in group.probes if member.null_score is not None}
-    means = {name: np.broadcast_to(array.mean(axis=0), shape) for name, array in stacked.items()}
-    return means | {name: np.full(shape, value) for name, value in fixed.items()}
 
 
 def _uniform(model: HFModel, group: Group, prompts: Prompts) -> Part:
@@ -190,6 +194,12 @@ def _uniform(model: HFModel, group: Group, prompts: Prompts) -> Part:
     only = prompts.only(0)
     pattern_QK = np.tril(np.ones((only.length, only.length))) / np.arange(1, only.length + 1)[:, None]
     return _scored(group, from_patterns(model.card, only, pattern_QK[None, None, None], [read for read in group.reads if not isinstance(read, NextToken)]))
+
+
+def _made_from(parts: Sequence[Part]) -> dict[str, list[str]]:
+    """What the samples were made from: every value of the facts that say so."""
+    facts = [fact for part in parts for fact in part.facts]
+    return {key: values for key in MADE_FROM if (values := sorted({str(fact[key]) for fact in facts if key in fact}))}
 
 
 def _counted(member: Probe, parts: Sequence[Part]) -> tuple[np.ndarray, dict[str, Any]]:
@@ -203,10 +213,10 @@ def _counted(member: Probe, parts: Sequence[Part]) -> tuple[np.ndarray, dict[str
     return score_NLH[counted], {"status": "ok" if enough else "insufficient evidence", **facts, "null": member.null}
 
 
-def _finite(model: HFModel, member: Probe, score_NLH: np.ndarray) -> np.ndarray:
+def _finite(card: ModelCard, member: Probe, score_NLH: np.ndarray) -> np.ndarray:
     if not np.isfinite(score_NLH).all():
         sample, layer, index = map(int, np.argwhere(~np.isfinite(score_NLH))[0])
         raise InputError(
-            f"{model.name}, {Head(layer, index)}: the {member.name} score of sample {sample} is {score_NLH[sample, layer, index]}; try --dtype float32"
+            f"{card.name}, {Head(layer, index)}: the {member.name} score of sample {sample} is {score_NLH[sample, layer, index]}; try --dtype float32"
         )
     return score_NLH

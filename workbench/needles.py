@@ -16,11 +16,18 @@ from typing import Any
 import numpy as np
 
 from workbench.errors import InputError
+from workbench.matching import canonical, words_of
 from workbench.models import Model
 from workbench.prompts import Prompts, bos
 from workbench.recipes import haystack_text, offsets
 
 TEMPLATES = ("auto", "none")
+DATE = "26 Jul 2024"
+"""The day for chat templates that tell it: the same prompts every day."""
+
+ROOM_TO_ANSWER = 64
+"""Tokens that tests of the paper's lengths leave free in the context."""
+
 JOINTS = 2
 """How many tokens the spaces around a needle may take."""
 
@@ -33,6 +40,14 @@ class Needle:
     needle: str
     question: str
     answer: str
+
+    @property
+    def decisive(self) -> tuple[str, ...]:
+        """The words of the answer that stand in neither the question nor the rest of the needle; none if the answer is all of it."""
+        if self.answer == self.needle:
+            return ()
+        other = words_of(self.question) + words_of(self.needle.replace(self.answer, " "))
+        return tuple(dict.fromkeys(word for word in words_of(self.answer) if word not in other))
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], where: str) -> "Needle":
@@ -68,6 +83,7 @@ class NeedleTests:
     """lengths × depths tests for each of `needles`; `per_cell` of them are drawn per length and depth (None: all).
 
     `absent=True` makes the control: another needle takes the needle's place, while question and gold answer stay.
+    `lengths_` empty: the paper's 20 lengths from 1,000 to 50,000 tokens, or to what the context holds.
     `template`: `auto` uses the tokenizer's chat template if there is one, `none` the bare prompt.
     """
 
@@ -81,7 +97,7 @@ class NeedleTests:
     absent: bool = False
 
     def __post_init__(self) -> None:
-        if not self.lengths_ or not self.depths or min(self.lengths_) < 1 or min(self.depths) < 0 or max(self.depths) > 1:
+        if not self.depths or not all(length >= 1 for length in self.lengths_) or not all(0 <= depth <= 1 for depth in self.depths):
             raise InputError(f"lengths are tokens above 0 and depths lie in 0–1, got {self.lengths_} and {self.depths}")
 
     def build(self, model: Model, seed: int) -> list[Prompts]:
@@ -90,21 +106,30 @@ class NeedleTests:
         needles = load_needles(self.needles)
         hay = Haystack(model, self.haystack)
         tests = []
-        for number, (length, depth) in enumerate(product(self.lengths_, self.depths)):
-            chosen = [(number * (self.per_cell or 0) + turn) % len(needles) for turn in range(self.per_cell or len(needles))]
+        for number, (length, depth) in enumerate(product(self._sizes(model), self.depths)):
+            first = number * (self.per_cell or 0) + number // len(self.depths)  # every needle comes to every depth
+            chosen = [(first + turn) % len(needles) for turn in range(self.per_cell or len(needles))]
             for index in chosen:
                 hidden = needles[(index + 1) % len(needles)] if self.absent else needles[index]
                 tests.append(self._test(model, hay, needles[index], hidden, length, depth, rng.random()))
         return tests
 
     def control(self) -> "NeedleTests":
-        """The needle absent, in one test per length."""
+        """The needle absent, at one depth: five tests or so in the quick preset, a thirtieth of the paper's."""
         middle = self.depths[len(self.depths) // 2]
-        return replace(self, absent=True, teacher_forced=True, depths=(middle,), per_cell=1)
+        return replace(self, absent=True, teacher_forced=True, depths=(middle,), per_cell=max(1, 4 // max(len(self.lengths_), 1)))
 
     def lengths(self, model: Model) -> list[int]:
         """Tokens of each test, about."""
-        return [length for length in self.lengths_ for _ in self.depths for _ in range(self.per_cell or len(load_needles(self.needles)))]
+        return [length for length in self._sizes(model) for _ in self.depths for _ in range(self.per_cell or len(load_needles(self.needles)))]
+
+    def _sizes(self, model: Model) -> tuple[int, ...]:
+        if self.lengths_:
+            return self.lengths_
+        longest = min(50_000, model.max_length - ROOM_TO_ANSWER)
+        if longest < 1000:
+            raise InputError(f"the paper's tests begin at 1,000 tokens; the context of {model.card.name} is {model.max_length}: give --lengths")
+        return tuple(int(size) for size in np.linspace(1000, longest, 20))
 
     def _test(self, model: Model, hay: "Haystack", asked: Needle, hidden: Needle, length: int, depth: float, place: float) -> Prompts:
         gold = model.tokenizer(asked.answer if self._chat(model) else " " + asked.answer, add_special_tokens=False)["input_ids"]
@@ -114,25 +139,28 @@ class NeedleTests:
             raise InputError(
                 f"needle {asked.id!r} with its question takes {frame + len(gold)} tokens; a test of {length} (context {model.max_length}) cannot hold it"
             )
-        context = hay.with_needle(hidden.needle, max(room - JOINTS, 0), depth, place)
+        context, found = hay.with_needle(hidden.needle, max(room - JOINTS, 0), depth, place)
         text = self._ask(model, context, asked.question)
         ids, ranges = encode(model, text)
-        part = hidden.needle if self.absent else asked.answer
+        part = hidden.answer if self.absent else asked.answer
         start = text.index(context) + context.index(hidden.needle) + hidden.needle.index(part)
         spans = {"needle": tokens_between(ranges, start, start + len(part))}
         end = len(ids) - 1
         rows = {"answer": np.arange(end, end + len(gold))[None]} if self.teacher_forced else {}
-        full = np.concatenate([ids, gold]) if self.teacher_forced else ids
+        full = (np.concatenate([ids, gold]) if self.teacher_forced else ids)[None].astype(np.int64)
         facts = {
             "needle": asked.id,
             "length": length,
             "depth": depth,
+            "depth_found": found,
             "answer": asked.answer,
+            "decisive": asked.decisive,
+            "decisive_tokens": _tokens_of(model, gold, asked.decisive),
             "haystack": hay.digest,
             "chat": self._chat(model),
             "absent": self.absent,
         }
-        return Prompts(full[None].astype(np.int64), spans, rows, prefilled=end, facts=(facts,))
+        return Prompts(full, spans, rows, match=canonical(model.tokenizer, full), prefilled=end, facts=(facts,))
 
     def _chat(self, model: Model) -> bool:
         if self.template not in TEMPLATES:
@@ -144,18 +172,15 @@ class NeedleTests:
         if not self._chat(model):
             return f"{context}\n\n{ending}"
         turn = [{"role": "user", "content": f"<book>{context}</book>\n{ending}"}]
-        return model.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        return model.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, date_string=DATE)
 
 
-def word_recall(answer: str, response: str) -> float:
-    """The share of the answer's words, each as often as it occurs, that the response has (ROUGE-1 recall, 0–1)."""
-    words, said = _words(answer), _words(response)
-    kept = sum(min(words.count(word), said.count(word)) for word in set(words))
-    return kept / len(words)
-
-
-def _words(text: str) -> list[str]:
-    return "".join(letter.lower() if letter.isalnum() else " " for letter in text).split()
+def _tokens_of(model: Model, gold: list[int], words: tuple[str, ...]) -> tuple[int, ...]:
+    """Which tokens of the gold answer begin the given words."""
+    said = [model.tokenizer.decode(gold[: end + 1]) for end in range(len(gold))]
+    counts = [0, *(len(words_of(text)) for text in said)]
+    everything = words_of(said[-1])
+    return tuple(end for end in range(len(gold)) if counts[end + 1] > counts[end] and everything[counts[end + 1] - 1] in words)
 
 
 class Haystack:
@@ -163,23 +188,26 @@ class Haystack:
 
     def __init__(self, model: Model, path: Path | None) -> None:
         self.text, self.digest = haystack_text(path)
-        self.ids, self.ranges, self.starts = offsets(model, path)
+        self.ids, self.ranges, self.starts = offsets(model, self.text)
 
-    def with_needle(self, needle: str, tokens: int, depth: float, place: float) -> str:
-        """A stretch of about `tokens` tokens with the needle at a sentence's end near `depth` (0 start, 1 end).
+    def with_needle(self, needle: str, tokens: int, depth: float, place: float) -> tuple[str, float]:
+        """A stretch of about `tokens` tokens with the needle between two sentences, and the depth (0 start, 1 end) at which it lies.
 
-        `place` (0–1) chooses where in the text the stretch begins.
+        That is the end of a sentence nearest to `depth`; `place` (0–1) chooses where in the text the stretch begins.
         """
         begins = self.starts[self.starts + tokens <= len(self.ids)]
         if not len(begins):
             raise InputError(f"the haystack has {len(self.ids)} tokens; {tokens} are needed: give a longer text or shorter tests")
         if tokens == 0:
-            return needle
+            return needle, 0.0
         first = begins[int(place * len(begins))]
-        ends = self.starts[(self.starts >= first) & (self.starts <= first + depth * tokens)]
-        cut = self.ranges[first + tokens - 1, 1] if depth == 1 else self.ranges[ends[-1], 0]
-        begin, end = self.ranges[first, 0], self.ranges[first + tokens - 1, 1]
-        return " ".join(part for part in (self.text[begin:cut].strip(), needle, self.text[cut:end].strip()) if part)
+        last = first + tokens
+        ends = np.append(self.starts[(self.starts >= first) & (self.starts < last)], last)
+        chosen = int(ends[np.abs(ends - (first + depth * tokens)).argmin()])
+        begin, end = self.ranges[first, 0], self.ranges[last - 1, 1]
+        cut = end if chosen == last else self.ranges[chosen, 0]
+        text = " ".join(part for part in (self.text[begin:cut].strip(), needle, self.text[cut:end].strip()) if part)
+        return text, (chosen - first) / tokens
 
 
 def encode(model: Model, text: str) -> tuple[np.ndarray, np.ndarray]:

@@ -77,7 +77,7 @@ class RepeatedTokens:
 
 @dataclass(frozen=True)
 class NaturalText:
-    """Passages of English text (see `haystack_text`), each cut to `length` tokens, BOS first where the tokenizer has one."""
+    """Passages of English text (see `haystack_text`), each cut to `length` tokens, BOS first where the tokenizer puts it by itself."""
 
     length: int = 64
     count: int = 32
@@ -86,15 +86,17 @@ class NaturalText:
 
     def build(self, model: Model, seed: int) -> list[Prompts]:
         """Batches of passages that start at random sentences. Raises `InputError` if the text is too short."""
-        ids, starts = tokenised(model, self.text)
-        start, body = bos(model), self.length - len(bos(model))
+        text, digest = haystack_text(self.text)
+        ids, _, starts = offsets(model, text)
+        start = default_front(model)
+        body = self.length - len(start)
         places = starts[starts + body <= len(ids)]
         if len(places) < self.count:
             raise InputError(f"the text has {len(ids)} tokens; {self.count} passages of {self.length} tokens need a longer one")
         chosen = np.random.default_rng(seed).choice(places, self.count, replace=False)
         passages = np.stack([np.concatenate([start, ids[place : place + body]]) for place in chosen]).astype(np.int64)
         parts = np.split(passages, range(self.batch, self.count, self.batch))
-        return [Prompts(part, facts=({"bos": bool(start)},) * len(part)) for part in parts]
+        return [Prompts(part, facts=({"bos": bool(start), "haystack": digest},) * len(part)) for part in parts]
 
     def control(self) -> None:
         """The null is uniform attention over the same text."""
@@ -103,6 +105,11 @@ class NaturalText:
     def lengths(self, model: Model) -> list[int]:
         """Tokens of each passage."""
         return [self.length] * self.count
+
+
+def default_front(model: Model) -> list[int]:
+    """The BOS token as a list of one id if the tokenizer puts it in front of a text by itself, else nothing."""
+    return bos(model) if model.tokenizer is not None and list(model.tokenizer("a")["input_ids"])[:1] == bos(model) else []
 
 
 def _batches(count: int, batch: int) -> list[int]:
@@ -119,43 +126,37 @@ MAX_CHARACTERS = 2_000_000
 """How much of a text is tokenised."""
 
 
-@cache
 def haystack_text(path: Path | None) -> tuple[str, str]:
     """A long text and the first 16 digits of its SHA-256: the user's file, or the language reference that every Python carries.
 
     The latter differs between Python versions, hence the hash in every result. Raises `InputError` for a file that is missing, not UTF-8, or empty.
     """
-    if path is None:
-        from pydoc_data.topics import topics
-
-        text = "\n\n".join(topics[name].strip() for name in sorted(topics))
-    else:
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read the text {path}: {error}") from error
+    try:
+        text = _shipped_text() if path is None else Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the text {path}: {error}") from error
     if not text.strip():
         raise InputError(f"the text {path} is empty")
     return text, hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def offsets(model: Model, path: Path | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+@cache
+def _shipped_text() -> str:
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[name].strip() for name in sorted(topics))
+
+
+def offsets(model: Model, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A text's token ids [T], their character ranges [T, 2], and which tokens begin a sentence [S]; kept for the next call."""
     if model.tokenizer is None or not getattr(model.tokenizer, "is_fast", False):
         raise InputError(f"{model.card.name} has no fast tokenizer, which is needed to find text in tokens by character")
-    return _offsets(model.tokenizer, path)
+    return _offsets(model.tokenizer, text[:MAX_CHARACTERS])
 
 
 @lru_cache(maxsize=4)
-def _offsets(tokenizer: Any, path: Path | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    text = haystack_text(path)[0][:MAX_CHARACTERS]
+def _offsets(tokenizer: Any, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, ranges = np.array(coded["input_ids"], np.int64), np.array(coded["offset_mapping"], np.int64).reshape(-1, 2)
     ends = [place + 1 for place in range(len(text) - 1) if text[place] == "." and text[place + 1].isspace()]
     return ids, ranges, np.unique(np.searchsorted(ranges[:, 0], [0, *ends]))
-
-
-def tokenised(model: Model, path: Path | None) -> tuple[np.ndarray, np.ndarray]:
-    """A text's token ids [T], and which of them begin a sentence [S]."""
-    ids, _, starts = offsets(model, path)
-    return ids, starts

@@ -66,19 +66,26 @@ def _best(score_RC: np.ndarray, count: int) -> np.ndarray:
     return chosen
 
 
-_HOUSE = "house default (spec 6.12), not from a paper"
+_HOUSE = "house default, not from a paper"
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
         rule.label: rule
         for rule in (
-            Rule("retrieval", "retrieval", 0.1, "Wu et al. 2024 (2404.15574): copies ≥ 10% of the needle's tokens", "control: needle absent"),
-            Rule("semantic_retrieval", "semantic_retrieval", 4, "CompressKV (2508.02401): best four of each layer", "control: needle absent", "top_per_layer"),
+            Rule("retrieval", "retrieval", 0.1, "Wu et al. 2024 (2404.15574): copies ≥ 10% of the needle's tokens", "control: another needle in its place"),
+            Rule(
+                "semantic_retrieval",
+                "semantic_retrieval",
+                4,
+                "CompressKV (2508.02401): best four of each layer",
+                "control: another needle in its place",
+                "top_per_layer",
+            ),
             Rule(
                 "reasoning_retrieval",
                 "reasoning_retrieval",
                 0.1,
                 "house default; HeadKV-R2 (2410.19258) has no cut, 6–7% of its heads reach 0.1",
-                "control: needle absent",
+                "control: another needle in its place",
             ),
             Rule(
                 "query_focused_retrieval", "query_focused_retrieval", 0.02, "QRHead (2506.09944): 1–2% of heads", "control: gold document absent", "top_share"

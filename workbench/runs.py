@@ -92,9 +92,17 @@ def fingerprint_of(question: Mapping[str, Any]) -> str:
 
 @cache
 def versions() -> dict[str, str]:
-    """The versions that decide a result: workbench, torch, transformers, numpy, Python."""
+    """The versions that decide a result: workbench (and a hash of its code), torch, transformers, numpy, Python."""
     packages = {"workbench": "attention-head-workbench", "torch": "torch", "transformers": "transformers", "numpy": "numpy"}
-    return {name: version(package) for name, package in packages.items()} | {"python": platform.python_version()}
+    return {name: version(package) for name, package in packages.items()} | {"python": platform.python_version(), "code": _code()}
+
+
+def _code() -> str:
+    """8 hexadecimal digits of a hash over the package's sources and data, so that no result outlives a change of what made it."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".json", ".jsonl")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def find(root: Path) -> Sequence[Run]:

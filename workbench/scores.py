@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from scipy.stats import norm as normal
+from scipy.stats import t as student_t
 
 from workbench.errors import InputError, unknown
 from workbench.heads import Head, ModelCard
@@ -110,7 +112,11 @@ def summarise(probe: str, card: ModelCard, score_NLH: Float[np.ndarray, "N L H"]
 
 
 def bootstrap_interval(score_NLH: Float[np.ndarray, "N L H"], *, level: float = 0.95, draws: int = 1000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The percentile bootstrap interval of the mean over samples, as (low, high), each layers × heads; NaN where N < 2."""
+    """A bootstrap interval of the mean over samples, as (low, high), each layers × heads; NaN where N < 2.
+
+    The percentile interval of few samples is too narrow (at N = 4 a "95%" one covers 79%), so its distances from the mean are stretched by
+    sqrt(N / (N − 1)) · t / z, Student's over the normal quantile. Samples that share a needle are treated as independent.
+    """
     n = len(score_NLH)
     if n < 2:
         nothing = np.full(score_NLH.shape[1:], np.nan)
@@ -118,5 +124,7 @@ def bootstrap_interval(score_NLH: Float[np.ndarray, "N L H"], *, level: float = 
     weight_DN = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws) / n
     mean_DLH = np.tensordot(weight_DN, score_NLH, axes=1)
     tail = (1 - level) / 2
-    low, high = np.quantile(mean_DLH, [tail, 1 - tail], axis=0)
-    return low, high
+    low_LH, high_LH = np.quantile(mean_DLH, [tail, 1 - tail], axis=0)
+    mean_LH = score_NLH.mean(axis=0)
+    stretch = float(np.sqrt(n / (n - 1)) * student_t.ppf(1 - tail, n - 1) / normal.ppf(1 - tail))
+    return mean_LH + stretch * (low_LH - mean_LH), mean_LH + stretch * (high_LH - mean_LH)

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from workbench.errors import InputError, unknown
 
 
@@ -134,8 +136,17 @@ def _convert_once(gguf: Path, say: Callable[[str], None]) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             _convert(gguf, Path(folder) / "model")
-            (Path(folder) / "model").replace(target)
+            _put(Path(folder) / "model", target)
     return target
+
+
+def _put(made: Path, target: Path) -> None:
+    """Move a finished folder to its place; another process may have been faster with the same one."""
+    try:
+        made.replace(target)
+    except OSError as error:
+        if not target.is_dir():
+            raise InputError(f"cannot write {target}: {error.strerror}") from error
 
 
 def _convert(gguf: Path, target: Path) -> None:
@@ -156,5 +167,8 @@ def _convert(gguf: Path, target: Path) -> None:
     settings = {key: value for key, value in loaded.config.to_dict().items() if key not in ("quantization_config", "_name_or_path")}
     fresh = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
     fresh.load_state_dict(loaded.state_dict())
-    fresh.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    try:
+        fresh.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write the converted model to {target.parent.parent}: {error}") from error

@@ -71,6 +71,10 @@ def label(
     rules = rules_with(rule or ())
     if out.suffix == ".html":
         raise InputError(f"--out is the labels file, {out.with_suffix('.json')} say; the heat map goes beside it, with the ending .html")
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; --out is the labels file, {out / 'heads.json'} say")
+    for name in [change.partition("=")[0] for change in rule or () if probe and rules[change.partition("=")[0]].probe not in probe]:
+        raise InputError(f"--rule {name} needs --probe {rules[name].probe}, which is not among the chosen ones")
     options = _options(lengths, depths, needles, haystack)
     scores = _measure(
         name=model, probes=probe, preset=preset, seed=seed, device=device, dtype=dtype, revision=revision, options=options, runs=runs, verbose=verbose

@@ -30,7 +30,8 @@ class Probe:
     `score(evidence)` gives [N, L, H] from a `Capture` (or from `Weights`, if `recipes` is empty), 1 for the ideal head.
     `ideal(prompts, b)` is the ideal head's pattern [Q, K] on prompt b, or for weights an ideal pair. `recipes` holds the
     prompts by preset. `valid(capture)` tells which samples count; `drop_dead` drops those of them in which no head scores.
-    The null is what the control recipe scores, or uniform attention where there is none, or `null_score`.
+    The null is what the control recipe scores, or uniform attention where there is none, or `null_score`. `summary(score)` adds facts about
+    the whole model to the evidence.
     `also` names the probes on which this probe's ideal head rightly scores at least a half.
     """
 
@@ -44,6 +45,7 @@ class Probe:
     valid: Callable[[Any], Bool[np.ndarray, " N"]] | None = None
     drop_dead: bool = False
     null_score: float | None = None
+    summary: Callable[[np.ndarray], Mapping[str, Any]] | None = None
     also: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ def score(capture: Capture) -> Float[np.ndarray, "N L H"]:
     """Attention that the first token receives: α₁, the mean over all rows, on 64 tokens of natural text.
 
     1/64–1, 0.074 under uniform attention. Gu et al. 2024 call a head a sink where α₁ > 0.3; their sink rate is the share of samples
-    and heads above it. BOS stands first where the tokenizer has one; the evidence says so.
+    and heads above it. BOS stands first where the tokenizer puts it by itself; the evidence says so, and gives the sink rate.
     """
     return capture[READ][..., 0]
 
@@ -34,5 +34,6 @@ PROBE = Probe(
     null="uniform attention",
     reads=(READ,),
     recipes={"quick": NaturalText(length=64, count=16), "paper": NaturalText(length=64, count=100)},
+    summary=lambda score_NLH: {"sink_rate": float((score_NLH > 0.3).mean())},
     also=("sink_anywhere", "streaming"),
 )

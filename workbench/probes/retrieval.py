@@ -5,7 +5,7 @@ from jaxtyping import Float
 
 from workbench.captures import Capture
 from workbench.probes import Probe
-from workbench.probes._needle import PAPER, PREDICTED, QUICK, answered, copier, emitted
+from workbench.probes._needle import PAPER, PREDICTED, QUICK, answered, copier, produced
 from workbench.reads import Peak
 
 READ = Peak(rows="answer")
@@ -19,12 +19,12 @@ def score(capture: Capture) -> Float[np.ndarray, "N L H"]:
     anything are dropped and counted, and tests that the model fails do not count. `paper`: the model answers greedily;
     `quick`: the gold answer is teacher-forced and read in one forward.
     """
-    prompts, key_BLHR, emitted_BR = capture.prompts, capture[READ].key, emitted(capture.prompts)
+    prompts, key_BLHR, produced_BR = capture.prompts, capture[READ].key, produced(capture.prompts)
     scores = []
-    for ids_T, key_LHR, emitted_R, (start, end) in zip(prompts.ids_BT, key_BLHR, emitted_BR, prompts.span("needle"), strict=True):
-        hit_LHR = (key_LHR >= start) & (key_LHR < end) & (ids_T[key_LHR] == emitted_R)
+    for ids_T, key_LHR, produced_R, (start, end) in zip(prompts.match_BT, key_BLHR, produced_BR, prompts.span("needle"), strict=True):
+        hit_LHR = (key_LHR >= start) & (key_LHR < end) & (ids_T[key_LHR] == produced_R)
         wanted = np.unique(ids_T[start:end])
-        copied_LH = sum(hit_LHR[..., emitted_R == token].any(-1) for token in wanted)
+        copied_LH = sum(hit_LHR[..., produced_R == token].any(-1) for token in wanted)
         scores.append(copied_LH / len(wanted))
     return np.stack(scores).astype(float)
 

@@ -5,7 +5,7 @@ from jaxtyping import Float
 
 from workbench.captures import Capture
 from workbench.probes import Probe
-from workbench.probes._needle import PAPER, PREDICTED, QUICK, answered, copier, emitted
+from workbench.probes._needle import PAPER, PREDICTED, QUICK, answered, copier, produced
 from workbench.reads import Mass
 
 READ = Mass(span="needle", rows="answer")
@@ -18,8 +18,8 @@ def score(capture: Capture) -> Float[np.ndarray, "N L H"]:
     CompressKV (2508.02401) does not divide, so its scores are unbounded; within a test the ranks are the same.
     """
     prompts, mass_BLHR = capture.prompts, capture[READ]
-    needle = [ids_T[start:end] for ids_T, (start, end) in zip(prompts.ids_BT, prompts.span("needle"), strict=True)]
-    weight_BR = np.stack([(tokens[:, None] == row_R).sum(0) for tokens, row_R in zip(needle, emitted(prompts), strict=True)])
+    needle = [ids_T[start:end] for ids_T, (start, end) in zip(prompts.match_BT, prompts.span("needle"), strict=True)]
+    weight_BR = np.stack([(tokens[:, None] == row_R).sum(0) for tokens, row_R in zip(needle, produced(prompts), strict=True)])
     total_B = np.maximum(weight_BR.sum(-1), 1)
     return np.einsum("blhr,br->blh", mass_BLHR, weight_BR) / total_B[:, None, None]
 
