@@ -177,7 +177,7 @@ def test_no_two_patterns_are_ever_held(monkeypatch, watched, edits):
 
 def test_every_layer_is_visited_once(monkeypatch):
     taps = []
-    monkeypatch.setattr(captures, "Tap", lambda *args: taps.append(Tap(*args)) or taps[-1])
+    monkeypatch.setattr(captures, "Tap", lambda *args, **more: taps.append(Tap(*args, **more)) or taps[-1])
     for architecture in ("llama", "gpt2"):
         capture(tiny(architecture), random_prompts(), ALL[:1])
     capture(random_model("llama", num_hidden_layers=3), random_prompts(), [])

@@ -8,8 +8,9 @@ import pytest
 
 from workbench.documents import INSTRUCTION, DocumentSearch
 from workbench.errors import InputError
+from workbench.matching import word_recall
 from workbench.models import HFModel
-from workbench.needles import Needle, NeedleTests, load_needles, word_recall
+from workbench.needles import Needle, NeedleTests, load_needles
 from workbench.tiny import byte_tokenizer, random_model
 
 SENTENCES = [f"In year {year} the river rose by {year * 7 % 91} feet." for year in range(200)]
@@ -95,9 +96,10 @@ def test_the_needle_stands_near_its_depth_between_whole_sentences(model, hay, de
         assert depth in (0, 1) or before.endswith(" feet. ")
         assert not after or after.startswith(" In year ")
         room = len(before) + len(after)
-        assert depth * room - len(SENTENCES[-1]) - 3 <= len(before) <= depth * room + 1
+        assert abs(len(before) - depth * room) <= len(SENTENCES[-1]) / 2 + 3
         assert (before == "") == (depth == 0)
         assert (after == "") == (depth == 1)
+        assert abs(prompts.facts[0]["depth_found"] - len(before) / room) < 0.02
 
 
 def test_stretches_come_from_different_places_of_the_haystack(model, tests):
@@ -111,7 +113,8 @@ def test_facts_tell_everything_about_a_test(model, tests, hay):
 
     answer = load_needles("needles")[0].answer
     assert dict(prompts.facts[0]) == {
-        "needle": "dolores", "length": 450, "depth": 0.0, "answer": answer, "haystack": haystack_text(hay)[1], "chat": False, "absent": False,
+        "needle": "dolores", "length": 450, "depth": 0.0, "depth_found": 0.0, "answer": answer, "decisive": (), "decisive_tokens": (),
+        "haystack": haystack_text(hay)[1], "chat": False, "absent": False,
     }  # fmt: skip
 
 
@@ -119,7 +122,7 @@ def test_cells_come_length_by_length_and_draw_the_needles_in_turn(model, tests):
     facts = [prompts.facts[0] for prompts in tests.build(model, 0)]
     assert [(fact["length"], fact["depth"]) for fact in facts] == [(length, depth) for length in (450, 700) for depth in (0.0, 0.5, 1.0) for _ in range(2)]
     names = [needle.id for needle in load_needles("needles")]
-    assert [fact["needle"] for fact in facts] == names * 2
+    assert [fact["needle"] for fact in facts] == names + names[1:] + names[:1]  # one further at each length, so that every needle comes to every depth
     assert tests.lengths(model) == [fact["length"] for fact in facts]
 
 
@@ -138,9 +141,9 @@ def test_the_same_seed_makes_the_same_tests_and_another_others(model, tests):
 
 def test_the_control_hides_another_needle_and_asks_as_before(model, tests):
     control = replace(tests, teacher_forced=False).control()
-    assert control == replace(tests, absent=True, depths=(0.5,), per_cell=1)
+    assert control == replace(tests, absent=True, depths=(0.5,), per_cell=2)
     known = load_needles("needles")
-    for number, prompts in enumerate(control.build(model, 0)):
+    for number, prompts in zip((0, 1, 3, 4), control.build(model, 0), strict=True):
         asked, hidden = known[number], known[number + 1]
         start, end = prompts.span("needle")[0]
         assert decoded(model, prompts, start, end) == hidden.needle
@@ -231,7 +234,7 @@ def test_a_haystack_too_short_empty_missing_or_not_text_is_refused(model, tests,
             replace(tests, haystack=tmp_path / name).build(model, 0)
 
 
-@pytest.mark.parametrize("wrong", [{"lengths_": ()}, {"depths": ()}, {"lengths_": (0,)}, {"depths": (-0.1,)}, {"depths": (1.1,)}])
+@pytest.mark.parametrize("wrong", [{"depths": (float("nan"),)}, {"depths": ()}, {"lengths_": (0,)}, {"depths": (-0.1,)}, {"depths": (1.1,)}])
 def test_impossible_lengths_and_depths_are_refused(wrong):
     with pytest.raises(InputError, match="lengths are tokens above 0 and depths lie in 0–1"):
         NeedleTests(**wrong)
@@ -356,7 +359,7 @@ def test_samples_take_the_needles_in_turn_and_put_the_gold_document_anywhere(mod
 def test_the_control_of_a_search_holds_the_answer_to_another_query(model, search):
     control = search.control()
     assert control == replace(search, absent=True, count=2)
-    assert replace(search, count=2).control().count == 1
+    assert replace(search, count=3).control().count == 2
     known = load_needles("needles")
     for number, prompts in enumerate(control.build(model, 0)):
         text = decoded(model, prompts)
@@ -380,3 +383,32 @@ def test_a_chat_model_searches_in_its_template(chat, search):
     assert asked.startswith(INSTRUCTION)
     assert empty.startswith(f"{INSTRUCTION}\n\nQuery:  N/A N/A")
     assert empty.endswith("</user><bot>")
+
+
+def test_the_words_that_decide_stand_in_neither_question_nor_rest():
+    reasoning = {needle.id: needle for needle in load_needles("reasoning")}
+    assert reasoning["taller"].decisive == ("stone", "cottage")
+    assert reasoning["faster"].decisive == ("teapot",)
+    assert load_needles("needles")[0].decisive == ()
+
+
+def test_the_tokens_that_decide_begin_the_words_that_decide(model, hay):
+    recipe = NeedleTests(needles="reasoning", lengths_=(400,), depths=(0.5,), per_cell=2, haystack=hay)
+    for prompts in recipe.build(model, 0):
+        answer = " " + prompts.facts[0]["answer"]
+        assert [answer.encode()[place : place + 1].decode() for place in prompts.facts[0]["decisive_tokens"]] == [
+            word[0] for word in prompts.facts[0]["decisive"]
+        ]
+
+
+def test_the_null_of_reasoning_is_as_wide_as_the_answer(model, hay):
+    recipe = NeedleTests(needles="reasoning", lengths_=(400,), depths=(0.5,), per_cell=2, haystack=hay, absent=True)
+    known = load_needles("reasoning")
+    start, end = recipe.build(model, 0)[0].span("needle")[0]
+    assert decoded(model, recipe.build(model, 0)[0], start, end) == known[1].answer
+
+
+def test_the_papers_lengths_fill_the_context(model, hay):
+    recipe = NeedleTests(lengths_=(), depths=(0.5,), per_cell=1, haystack=hay)
+    sizes = recipe.lengths(model)
+    assert (len(sizes), sizes[0], sizes[-1]) == (20, 1000, model.max_length - 64)

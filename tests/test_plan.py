@@ -60,7 +60,7 @@ def test_the_passes_counted_are_those_that_measure_makes(tiny_llama, monkeypatch
 def test_answers_are_generated_in_the_paper_preset_only(tiny_llama, monkeypatch):
     monkeypatch.setattr(type(tiny_llama), "max_length", 8000)
     paper = passes_of(tiny_llama, measure.plan(["retrieval"], "paper"))
-    assert {one.steps for one in paper if one.length == 4000} == {plan.ANSWER_TOKENS, 0}
+    assert {one.steps for one in paper if one.length == 1000} == {plan.ANSWER_TOKENS, 0}
     assert {one.steps for one in passes_of(tiny_llama, measure.plan(["retrieval"], "quick"))} == {0}
 
 

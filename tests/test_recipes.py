@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from workbench.errors import InputError
 from workbench.models import HFModel
 from workbench.prompts import special_ids
-from workbench.recipes import NaturalText, Recipe, RepeatedTokens, haystack_text, offsets, tokenised
+from workbench.recipes import NaturalText, Recipe, RepeatedTokens, haystack_text, offsets
 from workbench.tiny import byte_tokenizer, random_model
 
 SENTENCES = [f"In year {year} the river rose by {year * 7 % 91} feet." for year in range(120)]
@@ -227,14 +227,14 @@ def test_a_text_that_is_missing_not_utf8_or_empty_is_refused(tmp_path, content, 
 
 def test_sentences_begin_at_0_and_behind_every_full_stop_before_a_space(model, tmp_path):
     (tmp_path / "text.txt").write_text("A b. C 3.5 d.\nE", encoding="utf-8")
-    found, starts = tokenised(model, tmp_path / "text.txt")
+    found, _, starts = offsets(model, haystack_text(tmp_path / "text.txt")[0])
     assert model.tokenizer.decode(found) == "A b. C 3.5 d.\nE"
     assert starts.tolist() == [0, 4, 13]
 
 
 def test_token_ranges_are_those_of_the_characters(model, tmp_path):
     (tmp_path / "text.txt").write_text("aé.", encoding="utf-8")  # é takes two bytes, so two tokens with one range
-    found, ranges, _ = offsets(model, tmp_path / "text.txt")
+    found, ranges, _ = offsets(model, haystack_text(tmp_path / "text.txt")[0])
     assert len(found) == 4
     assert ranges.tolist() == [[0, 1], [1, 2], [1, 2], [2, 3]]
 

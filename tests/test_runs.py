@@ -162,7 +162,7 @@ def test_versions_name_what_decides_a_result():
 
     import torch
 
-    assert set(versions()) == {"workbench", "torch", "transformers", "numpy", "python"}
+    assert set(versions()) == {"workbench", "torch", "transformers", "numpy", "python", "code"}
     assert versions()["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert versions()["numpy"] == np.__version__
     assert versions()["python"] == platform.python_version()

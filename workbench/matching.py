@@ -24,7 +24,7 @@ def canonical(tokenizer: Any, ids: np.ndarray) -> np.ndarray:
     Tokenizers know "The" and " The" as two tokens; a head that looks at one while the model says the other copies all the same.
     """
     distinct, places = np.unique(ids, return_inverse=True)
-    return np.array([_unspaced(tokenizer, int(token)) for token in distinct])[places].reshape(ids.shape)
+    return np.array([_unspaced(tokenizer, int(token)) for token in distinct], np.int64)[places].reshape(ids.shape)
 
 
 @lru_cache(maxsize=200_000)

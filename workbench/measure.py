@@ -216,7 +216,5 @@ def _counted(member: Probe, parts: Sequence[Part]) -> tuple[np.ndarray, dict[str
 def _finite(card: ModelCard, member: Probe, score_NLH: np.ndarray) -> np.ndarray:
     if not np.isfinite(score_NLH).all():
         sample, layer, index = map(int, np.argwhere(~np.isfinite(score_NLH))[0])
-        raise InputError(
-            f"{card.name}, {Head(layer, index)}: the {member.name} score of sample {sample} is {score_NLH[sample, layer, index]}; try --dtype float32"
-        )
+        raise InputError(f"{card.name}, {Head(layer, index)}: the {member.name} score is {score_NLH[sample, layer, index]}; try --dtype float32")
     return score_NLH

@@ -107,7 +107,7 @@ class NeedleTests:
         hay = Haystack(model, self.haystack)
         tests = []
         for number, (length, depth) in enumerate(product(self._sizes(model), self.depths)):
-            first = number * (self.per_cell or 0) + number // len(self.depths)  # every needle comes to every depth
+            first = number * self.per_cell + number // len(self.depths) if self.per_cell else 0  # so that every needle comes to every depth
             chosen = [(first + turn) % len(needles) for turn in range(self.per_cell or len(needles))]
             for index in chosen:
                 hidden = needles[(index + 1) % len(needles)] if self.absent else needles[index]
@@ -207,7 +207,7 @@ class Haystack:
         begin, end = self.ranges[first, 0], self.ranges[last - 1, 1]
         cut = end if chosen == last else self.ranges[chosen, 0]
         text = " ".join(part for part in (self.text[begin:cut].strip(), needle, self.text[cut:end].strip()) if part)
-        return text, (chosen - first) / tokens
+        return text, round(float((chosen - first) / tokens), 3)
 
 
 def encode(model: Model, text: str) -> tuple[np.ndarray, np.ndarray]:

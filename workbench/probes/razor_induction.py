@@ -27,6 +27,6 @@ PROBE = Probe(
     citation="Tang et al. 2024, RazorAttention (2407.15891)",
     null="control: the later blocks not repeated",
     reads=(READ,),
-    recipes={"quick": RepeatedTokens(length=64, repeats=4, count=2, batch=2), "paper": RepeatedTokens(length=2500, repeats=4, count=4, batch=1)},
+    recipes={"quick": RepeatedTokens(length=64, repeats=4, count=4, batch=4), "paper": RepeatedTokens(length=2500, repeats=4, count=4, batch=1)},
     also=("induction",),
 )
