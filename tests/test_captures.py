@@ -460,3 +460,8 @@ def test_a_generation_leaves_no_trace():
     assert torch.equal(model.hf(torch.tensor(question().ids_BT)).logits, before)
     assert model.config._attn_implementation == "sdpa"
     assert not any(hasattr(module, "workbench_tap") for module in model.hf.modules())
+
+
+def test_a_capture_of_given_patterns_says_whose_they_are():
+    card = tiny("llama").card
+    assert from_patterns(card, random_prompts(), np.zeros((2, 1, 5, 20, 20)), [Entropy()]).card is card

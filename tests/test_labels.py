@@ -478,3 +478,10 @@ def test_any_value_anywhere_is_valid_or_an_input_error(place, value):
     at(data, *place[:-1])[place[-1]] = value
     with contextlib.suppress(InputError):
         assert isinstance(HeadLabels.from_json(data), HeadLabels)
+
+
+def test_ties_go_to_the_earlier_heads_however_many_there_are():
+    shape = Shape(n_layers=5, n_heads=64, n_kv_heads=64, d_head=2, d_model=8)
+    tied = np.tile([1.0, 0.5], (5, 32))
+    chosen = Rule("l", "p", 0.25, "s", "c", kind="top_share").select(tied, np.zeros((5, 64)), shape)
+    assert np.flatnonzero(chosen).tolist() == list(range(0, 160, 2))
