@@ -19,8 +19,8 @@ SPEED = {"cpu": 40e9, "cuda": 60e12, "mps": 2e12}
 FORWARD_OVERHEAD = {"cpu": 0.1, "cuda": 0.06, "mps": 0.1}
 """Seconds that every forward pass is assumed to take however short its prompt."""
 
-RUNTIME_BYTES = 2**30
-"""What Python, PyTorch and transformers are assumed to hold before any weights, memory that was freed but not given back included."""
+RUNTIME_BYTES = 2 * 2**30
+"""What Python, PyTorch and transformers are assumed to hold beside the weights, memory that was freed but not given back included (measured on the CPU)."""
 
 
 ANSWER_TOKENS = 50
