@@ -42,6 +42,7 @@ class Tap:
     offset: int = 0
     rows: Mapping[str | None, Tensor] = field(default_factory=dict)
     seen: dict[LayerRead, dict[int, list]] = field(default_factory=dict)
+    memos: dict[str | None, dict[Any, Tensor]] = field(default_factory=dict)
     calls: int = 0
     name: str = "the model"
 
@@ -76,7 +77,8 @@ class Tap:
             q_BHRE, z_BHRE = (_at(tensor[:, heads], local_BR) for tensor in (q_BHQE, z_BHQE))
             visible_BRK = attend.visible_BQK.gather(1, local_BR[:, :, None].expand(-1, -1, attend.visible_BQK.shape[2]))
             pattern_BHRK = attend.pattern(q_BHRE, kv_head, visible_BRK, row_BR)
-            view = LayerView(self.prompts, row_BR, pattern_BHRK, visible_BRK, q_BHRE, attend.k_BGKE[:, kv_head], v_BGKE[:, kv_head], z_BHRE)
+            key_value = attend.k_BGKE[:, kv_head], v_BGKE[:, kv_head]
+            view = LayerView(self.prompts, row_BR, pattern_BHRK, visible_BRK, q_BHRE, *key_value, z_BHRE, self.memos.setdefault(reads[0].rows, {}))
             for read in reads:
                 self.seen.setdefault(read, {}).setdefault(layer, []).append(read.reference(view))
             del view, pattern_BHRK  # before the next one is made

@@ -1,8 +1,9 @@
 """What does one layer show? `LayerView`: the probabilities that reads are computed from, and the keys that relate to a row."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,7 +17,8 @@ from workbench.prompts import Prompts
 class LayerView:
     """What one layer shows for the query heads of one KV head: probabilities at chosen rows, and q, k, v, z.
 
-    `visible_BRK` tells which keys a row may attend to. `z_BHQE` and `q_BHRE` hold the chosen rows as well.
+    `visible_BRK` tells which keys a row may attend to. `z_BHRE` and `q_BHRE` hold the chosen rows as well. `memo` keeps
+    what depends on prompts and rows alone, for the other heads and layers of the pass.
     """
 
     prompts: Prompts
@@ -27,6 +29,7 @@ class LayerView:
     k_BKE: Float[Tensor, "B K E"] | None = None
     v_BKE: Float[Tensor, "B K E"] | None = None
     z_BHRE: Float[Tensor, "B H R E"] | None = None
+    memo: dict[Any, Tensor] = field(default_factory=dict)
 
     @property
     def keys(self) -> int:

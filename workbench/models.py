@@ -1,8 +1,10 @@
 """Which model? `load` puts a causal language model behind one narrow protocol. The only file that knows TransformerLens."""
 
 import copy
+import ctypes
 import hashlib
 import json
+import sys
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -20,6 +22,9 @@ from workbench.sources import DEFAULT_MODEL, Source, locate
 from workbench.weights import FAMILIES, HeadWeights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+M_MMAP_THRESHOLD = -3
+"""glibc's name for the size above which a block is taken from the system by itself."""
+
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -176,11 +181,21 @@ def load(
     float32 elsewhere), `float32`, `bfloat16` or `float16`. Raises `InputError` for an unknown name, a folder that is no model,
     a broken weights file, an unsupported architecture, or a device that is not there. Never runs code from a repository.
     """
+    _give_memory_back()
     place = choose_device(device)
     precision = choose_dtype(dtype, place)
     source = locate(model, revision=revision, say=say)
     hf, tokenizer = _read(source, precision)
     return HFModel(source.name, source.origin, hf.to(place), tokenizer, source.revision)
+
+
+def _give_memory_back() -> None:
+    """Have glibc return every freed block above 1 MiB to the system at once.
+
+    By default it keeps them, in pieces that later blocks of other sizes do not fit: a capture of 2,048 tokens then peaked at seven times the memory.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, 2**20)
 
 
 def choose_device(device: str) -> torch.device:

@@ -51,7 +51,9 @@ class Mass:
 
     def reference(self, view: LayerView) -> Float[Tensor, "B H R"]:
         """Sum the probabilities over the set."""
-        return torch.einsum("bhrk,brk->bhr", view.pattern_BHRK, self.keys(view).to(view.pattern_BHRK.dtype))
+        if self not in view.memo:
+            view.memo[self] = self.keys(view)
+        return torch.einsum("bhrk,brk->bhr", view.pattern_BHRK, view.memo[self].to(view.pattern_BHRK.dtype))
 
 
 @dataclass(frozen=True)
