@@ -2,7 +2,7 @@
 
     python benchmarks/presets.py --out reports/smollm2-135m/presets
 
-`quick`: teacher-forced gold answers, one forward per test. `paper`: greedy decoding, here over 5 lengths × 3 depths × 3 of 6 needles,
+`quick`: teacher-forced gold answers, one forward per test. `paper`: greedy decoding, here over 2 lengths × 3 depths × 3 of 6 needles,
 successful tests only.
 Writes OUT.md and OUT.csv (every head's two scores).
 """
@@ -18,7 +18,7 @@ from workbench import Options, load, score
 from workbench.scores import rank_agreement
 
 PROBES = ("retrieval", "semantic_retrieval")
-PAPER = Options(lengths=(400, 800, 1200, 1600, 2000), depths=(0.0, 0.5, 1.0))
+PAPER = Options(lengths=(400, 800), depths=(0.0, 0.5, 1.0))
 
 
 def main() -> None:
