@@ -4,7 +4,6 @@ Papers mean different things by "masking a head", so both are part of the edit a
 """
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -83,15 +82,14 @@ class Ablate:
         decoding = position_BQ >= decode_from
         return {"prefill": ~decoding, "decode": decoding, "both": torch.ones_like(decoding)}[self.phase]
 
-    def on_pattern(self, pattern_BHQK: Tensor, heads: Iterable[int], layer: int, row_BQ: Tensor, visible_BQK: Tensor) -> Tensor:
-        """The pattern of some `heads` of a layer with this edit made; a new tensor where anything changes."""
-        chosen = [place for place, head in enumerate(heads) if head in self.of_layer(layer)]
+    def on_query(self, q_BHQE: Tensor, layer: int, row_BQ: Tensor) -> Tensor:
+        """The queries of all heads of a layer with this edit made: one that is 0 scores every key alike, which makes attention uniform."""
+        chosen = self.of_layer(layer)
         if self.kind != "uniform" or not chosen:
-            return pattern_BHQK
-        uniform_BQK = visible_BQK / visible_BQK.sum(-1, keepdim=True).clamp(min=1)
-        pattern_BHQK = pattern_BHQK.clone()
-        pattern_BHQK[:, chosen] = torch.where(row_BQ[:, None, :, None], uniform_BQK[:, None].to(pattern_BHQK.dtype), pattern_BHQK[:, chosen])
-        return pattern_BHQK
+            return q_BHQE
+        q_BHQE = q_BHQE.clone()
+        q_BHQE[:, chosen] = q_BHQE[:, chosen].masked_fill(row_BQ[:, None, :, None], 0)
+        return q_BHQE
 
     def on_output(self, z_BHQE: Tensor, layer: int, row_BQ: Tensor, position_BQ: Tensor) -> Tensor:
         """The outputs of all heads of a layer with this edit made; a new tensor where anything changes."""

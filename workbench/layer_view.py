@@ -1,76 +1,65 @@
-"""What does one layer show? `LayerView`: the probabilities that reads are computed from, and the keys that relate to a row."""
+"""What does one layer show? `LayerView`: probabilities, from which reads are defined. `Seen`: statistics, from which they are computed without those."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import pad
 
-from workbench.prompts import Prompts
+from workbench.errors import InputError
+from workbench.kernels.blocked import pattern
+from workbench.kernels.inputs import Attention, Statistics
+from workbench.rows import Rows
+
+STRIP = 2**25
+"""Probabilities that are held at once where a read needs them themselves."""
 
 
 @dataclass(frozen=True, eq=False)
 class LayerView:
-    """What one layer shows for the query heads of one KV head: probabilities at chosen rows, and q, k, v, z.
+    """The probabilities of some query heads of one layer at chosen rows [B, H, R, K], and q, k, v, z and the log-sum-exp, where they are known."""
 
-    `visible_BRK` tells which keys a row may attend to. `z_BHRE` and `q_BHRE` hold the chosen rows as well. `memo` keeps
-    what depends on prompts and rows alone, for the other heads and layers of the pass.
-    """
-
-    prompts: Prompts
-    row_BR: Int[Tensor, "B R"]
+    rows: Rows
     pattern_BHRK: Float[Tensor, "B H R K"]
-    visible_BRK: Bool[Tensor, "B R K"]
     q_BHRE: Float[Tensor, "B H R E"] | None = None
-    k_BKE: Float[Tensor, "B K E"] | None = None
-    v_BKE: Float[Tensor, "B K E"] | None = None
+    k_BGKE: Float[Tensor, "B G K E"] | None = None
+    v_BGKE: Float[Tensor, "B G K E"] | None = None
     z_BHRE: Float[Tensor, "B H R E"] | None = None
-    memo: dict[Any, Tensor] = field(default_factory=dict)
+    lse_BHR: Float[Tensor, "B H R"] | None = None
 
     @property
     def keys(self) -> int:
         """The number of keys, K."""
         return self.pattern_BHRK.shape[-1]
 
-    @cached_property
-    def match_BK(self) -> Int[Tensor, "B K"]:
-        """The ids by which equal tokens are found, at the keys."""
-        return torch.tensor(self.prompts.match_BT, device=self.row_BR.device)[:, : self.keys]
+    def have(self, name: str, what: str) -> Tensor:
+        """One of the tensors that a capture made from patterns alone does not have. Raises `InputError` then."""
+        if (value := getattr(self, name)) is None:
+            raise InputError(f"this capture was made from attention patterns alone; it has no {what}")
+        return value
 
-    @cached_property
-    def distance_BRK(self) -> Int[Tensor, "B R K"]:
-        """Query position minus key position."""
-        return self.row_BR[:, :, None] - torch.arange(self.keys, device=self.row_BR.device)
-
-    def span_BRK(self, name: str) -> Bool[Tensor, " B #rows K"]:
-        """True at the keys of a named span."""
-        span_B2 = torch.tensor(self.prompts.span(name), device=self.row_BR.device)
-        key_K = torch.arange(self.keys, device=self.row_BR.device)
-        return ((key_K >= span_B2[:, :1]) & (key_K < span_B2[:, 1:]))[:, None, :]
+    def related_BRK(self, relation: str) -> Bool[Tensor, "B R K"]:
+        """True at the keys of a relation."""
+        pairs = self.rows.once(("related", relation), lambda: self.rows.related(relation))
+        mask_BRK = torch.zeros(*self.rows.pos_BR.shape, self.keys, dtype=torch.bool, device=self.pattern_BHRK.device)
+        mask_BRK[pairs.batch_P, pairs.row_P, pairs.key_P] = True
+        return mask_BRK
 
 
-def _previous(view: LayerView) -> Tensor:
-    return view.distance_BRK == 1
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a streaming implementation found out about one layer, for all its heads at chosen rows."""
 
+    rows: Rows
+    attention: Attention
+    statistics: Statistics
+    z_BHRE: Float[Tensor, "B H R E"]
 
-def _self(view: LayerView) -> Tensor:
-    return view.distance_BRK == 0
-
-
-def _duplicate(view: LayerView) -> Tensor:
-    row_match_BR = view.match_BK.gather(1, view.row_BR)
-    return (row_match_BR[:, :, None] == view.match_BK[:, None, :]) & (view.distance_BRK > 0)
-
-
-def _induction(view: LayerView) -> Tensor:
-    """The duplicates moved one key to the right: the token after an earlier occurrence."""
-    after = pad(_duplicate(view)[:, :, :-1], (1, 0))
-    return after & (view.distance_BRK > 0)
-
-
-RELATIONS: dict[str, Callable[[LayerView], Tensor]] = {"previous": _previous, "self": _self, "duplicate": _duplicate, "induction": _induction}
-"""Keys named by how they relate to the row's token: the one before; itself; earlier equal tokens; the tokens after those."""
+    def views(self) -> Iterator[LayerView]:
+        """The layer in strips of few rows, each with its probabilities."""
+        batch, heads, n_rows, _ = self.attention.q_BHRE.shape
+        step = max(1, STRIP // (batch * heads * self.attention.keys))
+        for cut in (slice(begin, min(begin + step, n_rows)) for begin in range(0, n_rows, step)):
+            part = Rows(self.rows.prompts, self.rows.pos_BR[:, cut], self.rows.keys, self.rows.window)
+            yield LayerView(part, pattern(self.attention, cut))

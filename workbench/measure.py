@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.captures import Capture, capture, from_patterns, generate
+from workbench.attention import choose
+from workbench.captures import Capture, beyond_training, capture, from_patterns, generate
 from workbench.edits import Edit
 from workbench.errors import InputError
 from workbench.heads import Head, ModelCard
@@ -36,6 +37,15 @@ MADE_FROM = ("haystack", "bos", "chat", "block", "repeats", "needle", "length", 
 """The facts of prompts that go into the evidence."""
 
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How passes are made: see `captures.capture`. `chunk` and `sample` are tokens and rows."""
+
+    implementation: str = "auto"
+    chunk: int | None = None
+    sample: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,18 +87,19 @@ def score(
     seed: int = 0,
     runs: Path | None = None,
     options: Options | None = None,
+    way: Way | None = None,
     edits: Sequence[Edit] = (),
     progress: Progress = lambda what, done, total: None,
 ) -> HeadScores:
     """Score every head of a model on some probes (all by default).
 
-    Results of finished batches lie under `runs` and are not made again; without `runs` nothing is kept. `progress` hears of every
+    `way` says how passes are made: the implementation, the chunk, the sampled rows. Results of finished batches lie under `runs` and are not made again; without `runs` nothing is kept. `progress` hears of every
     finished batch. A probe with too little evidence has no scores; `evidence` says so, with counts. Raises `InputError` for unknown probes or
     presets, and for prompts that cannot be made for this model.
     """
     groups = plan(probes, preset, options)
     built = {recipe: recipe.build(model, start) for recipe, start in _recipes(groups, seed)}  # what cannot be built shows before any work is done
-    measure = _Measure(model, runs, seed, edits, progress, built)
+    measure = _Measure(model, runs, seed, edits, progress, built, way or Way())
     rows, evidence = [], {}
     for group in groups:
         samples, nulls = measure.parts(group, group.recipe, seed, group.name), measure.nulls(group)
@@ -96,10 +107,19 @@ def score(
             score_NLH, facts = _counted(member, samples)
             null_NLH = nulls[member.name]
             summary = {} if member.summary is None or not len(score_NLH) else member.summary(score_NLH)
-            evidence[member.name] = {**facts, "null_samples": len(null_NLH), "prompts": str(group.recipe), "made_from": _made_from(samples), **summary}
+            evidence[member.name] = {
+                **facts,
+                "null_samples": len(null_NLH),
+                "prompts": str(group.recipe),
+                "made_from": _made_from(samples),
+                **_remarks(samples, member),
+                **summary,
+            }
             if facts["status"] == "ok":
                 rows.append(summarise(member.name, model.card, score_NLH, null_NLH.mean(axis=0), seed))
-    provenance = {"preset": preset, "seed": seed, **_conditions(model, edits), "versions": versions()}
+    provenance = {"preset": preset, "seed": seed, **measure.conditions([batch for batches in built.values() for batch in batches]), "versions": versions()}
+    if (longest := max((batch.length for batches in built.values() for batch in batches), default=0)) > model.max_length:
+        provenance["warning"] = beyond_training(model, longest)
     table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=list(COLUMNS))
     return HeadScores(model.card, table, evidence, provenance)
 
@@ -112,12 +132,6 @@ def _recipes(groups: Iterable[Group], seed: int) -> Iterator[tuple[Recipe, int]]
             yield control, seed + 1
 
 
-def _conditions(model: HFModel, edits: Sequence[Edit]) -> dict[str, Any]:
-    """What else decides a result: precision, device, implementation, edits."""
-    place = {"dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type}
-    return {**place, "implementation": "reference", "edits": [edit.describe() for edit in edits]}
-
-
 @dataclass(frozen=True)
 class _Measure:
     """One call of `score`: what its tasks have in common."""
@@ -128,6 +142,15 @@ class _Measure:
     edits: Sequence[Edit]
     progress: Progress
     built: Mapping[Recipe, list[Prompts]]
+    way: Way
+
+    def conditions(self, batches: Iterable[Prompts]) -> dict[str, Any]:
+        """What else decides a result: precision, device, implementations, sampled rows, edits."""
+        lengths = {batch.length for batch in batches} or {1}
+        chosen = sorted({choose(self.way.implementation, self.model.device, length) for length in lengths})
+        place = {"dtype": str(self.model.dtype).removeprefix("torch."), "device": self.model.device.type, "implementation": ", ".join(chosen)}
+        rows = {} if self.way.sample is None else {"sampled_rows": self.way.sample}
+        return {**place, **rows, "edits": [edit.describe() for edit in self.edits]}
 
     def parts(self, group: Group, recipe: Recipe | None, seed: int, name: str) -> list[Part]:
         """The results of every batch of a recipe: from disk where they are there, else measured and saved."""
@@ -139,7 +162,7 @@ class _Measure:
             "teacher_forced": getattr(recipe, "teacher_forced", None),
             "seed": seed,
             "versions": versions(),
-            **_conditions(self.model, self.edits),
+            **self.conditions([batch for batch in batches if batch is not None]),
         }
         run = None if self.runs is None else Run(self.runs, question)
         parts = []
@@ -172,14 +195,30 @@ class _Measure:
         if isinstance(recipe, NeedleTests) and not recipe.teacher_forced:
             reads: list[Any] = [read for read in group.reads if not isinstance(read, NextToken)]
             matching = partial(canonical, self.model.tokenizer)
-            return _scored(group, generate(self.model, prompts, reads, edits=self.edits, stop=lambda text: "\n" in text.strip(), matching=matching))
-        return _scored(group, capture(self.model, prompts, group.reads, self.edits))
+            return _scored(
+                group,
+                generate(
+                    self.model,
+                    prompts,
+                    reads,
+                    edits=self.edits,
+                    implementation=self.way.implementation,
+                    stop=lambda text: "\n" in text.strip(),
+                    matching=matching,
+                ),
+            )
+        return _scored(group, capture(self.model, prompts, group.reads, self.edits, **asdict(self.way)))
 
 
 def _scored(group: Group, seen: Capture) -> Part:
     scores = {member.name: _finite(seen.card, member, member.score(seen).astype(float)) for member in group.probes}
     valid = {member.name: np.ones(len(scores[member.name]), bool) if member.valid is None else member.valid(seen) for member in group.probes}
-    return Part(scores, valid, seen.prompts.facts)
+    facts = seen.prompts.facts
+    if seen.sampled:
+        errors = {str(read): float(seen.standard_error(read, 1).max()) for read in group.reads if read.per_row and read.rows is None}
+        sampled = {"sampled_rows": seen.provenance["rows"]["sampled"], "of_rows": seen.prompts.length, "standard_errors": errors}
+        facts = tuple({**fact, **sampled} for fact in facts or ({},) * seen.prompts.count)
+    return Part(scores, valid, facts)
 
 
 def _weighed(model: HFModel, group: Group, shuffle: int | None) -> Part:
@@ -194,6 +233,15 @@ def _uniform(model: HFModel, group: Group, prompts: Prompts) -> Part:
     only = prompts.only(0)
     pattern_QK = np.tril(np.ones((only.length, only.length))) / np.arange(1, only.length + 1)[:, None]
     return _scored(group, from_patterns(model.card, only, pattern_QK[None, None, None], [read for read in group.reads if not isinstance(read, NextToken)]))
+
+
+def _remarks(parts: Sequence[Part], member: Probe) -> dict[str, Any]:
+    """Of how many rows the samples were read, and the largest standard error that this puts on a head's mean over the rows of a prompt."""
+    facts = [fact for part in parts for fact in part.facts if "sampled_rows" in fact]
+    errors = [fact["standard_errors"][str(read)] for fact in facts for read in member.reads if str(read) in fact["standard_errors"]]
+    if not facts:
+        return {}
+    return {"rows": {"sampled": facts[0]["sampled_rows"], "of": facts[0]["of_rows"], **({"largest_standard_error": max(errors)} if errors else {})}}
 
 
 def _made_from(parts: Sequence[Part]) -> dict[str, list[str]]:

@@ -25,6 +25,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 M_MMAP_THRESHOLD = -3
 """glibc's name for the size above which a block is taken from the system by itself."""
 
+LEARNED_POSITIONS = ("gpt2",)
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -40,6 +41,8 @@ class Model(Protocol):
     def shape(self) -> Shape: ...
     @property
     def max_length(self) -> int: ...
+    @property
+    def positions(self) -> int: ...
     @property
     def vocabulary(self) -> int: ...
     @property
@@ -86,6 +89,11 @@ class HFModel:
         return int(self.config.max_position_embeddings)
 
     @property
+    def positions(self) -> int:
+        """The most tokens that it can take: its learned positions, where it has those; rotated ones never end."""
+        return self.max_length if self.config.model_type in LEARNED_POSITIONS else sys.maxsize
+
+    @property
     def vocabulary(self) -> int:
         """The number of token ids that the embedding knows."""
         return int(self.config.vocab_size)
@@ -109,6 +117,13 @@ class HFModel:
     def weights(self) -> HeadWeights:
         """The weights seen head by head: W_Q, W_K, W_V, W_O, embeddings, norms."""
         return HeadWeights(self.hf, self.config, self.shape)
+
+    @cached_property
+    def windows(self) -> list[int | None]:
+        """How many keys back, its own among them, a token sees in each layer; None where it sees all."""
+        window = getattr(self.config, "sliding_window", None)
+        kinds = getattr(self.config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * self.shape.n_layers
+        return [window if kind == "sliding_attention" else None for kind in kinds]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -123,6 +123,10 @@ class NeedleTests:
         """Tokens of each test, about."""
         return [length for length in self._sizes(model) for _ in self.depths for _ in range(self.per_cell or len(load_needles(self.needles)))]
 
+    def at_length(self, tokens: int) -> "NeedleTests":
+        """The same tests in prompts of `tokens` tokens."""
+        return replace(self, lengths_=(tokens,))
+
     def _sizes(self, model: Model) -> tuple[int, ...]:
         if self.lengths_:
             return self.lengths_
@@ -135,10 +139,8 @@ class NeedleTests:
         gold = model.tokenizer(asked.answer if self._chat(model) else " " + asked.answer, add_special_tokens=False)["input_ids"]
         frame = len(encode(model, self._ask(model, hidden.needle, asked.question))[0])
         room = length - frame - len(gold)
-        if room < 0 or length > model.max_length:
-            raise InputError(
-                f"needle {asked.id!r} with its question takes {frame + len(gold)} tokens; a test of {length} (context {model.max_length}) cannot hold it"
-            )
+        if room < 0 or length > model.positions:
+            raise InputError(f"needle {asked.id!r} with its question takes {frame + len(gold)} tokens; a test of {length} cannot hold it")
         context, found = hay.with_needle(hidden.needle, max(room - JOINTS, 0), depth, place)
         text = self._ask(model, context, asked.question)
         ids, ranges = encode(model, text)

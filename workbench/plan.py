@@ -79,8 +79,8 @@ def passes_of(model: HFModel, groups: Iterable[Group]) -> list[Pass]:
         recipes = [group.recipe, group.recipe.control()] if group.recipe is not None else []
         for recipe in filter(None, recipes):
             lengths, batch = recipe.lengths(model), getattr(recipe, "batch", 1)
-            if max(lengths) > model.max_length:
-                raise InputError(f"{max(lengths)} tokens do not fit the context of {model.name}, {model.max_length}; give shorter --lengths")
+            if max(lengths) > model.positions:
+                raise InputError(f"{max(lengths)} tokens do not fit {model.name}, which has {model.positions} learned positions; give shorter --lengths")
             steps = ANSWER_TOKENS if isinstance(recipe, NeedleTests) and not recipe.teacher_forced else 0
             passes += [Pass(length, min(batch, len(lengths) - start), steps) for start, length in list(enumerate(lengths))[::batch]]
     return passes

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -12,6 +12,9 @@ from jaxtyping import Int
 from workbench.errors import InputError, unknown
 from workbench.models import Model
 
+SAMPLED = "sampled"
+"""The name of rows that stand for all."""
+
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
@@ -20,7 +23,7 @@ class Prompts:
     `spans[name]` are key ranges [start, end) per prompt, `rows[name]` query positions per prompt. `match` are the ids by
     which equal tokens are found (the ids themselves unless a control says otherwise). Rows behind the first `prefilled` (default: all) count
     as decoding: they produce an answer, as in a teacher-forced test. `facts` say per prompt what it is (needle, length, depth, …).
-    All arrays are read-only.
+    Shorter prompts stand behind `padding` tokens [B] that no token sees; spans and rows count these. All arrays are read-only.
     """
 
     ids_BT: Int[np.ndarray, "B T"]
@@ -29,12 +32,16 @@ class Prompts:
     match: Int[np.ndarray, "B T"] | None = None
     prefilled: int | None = None
     facts: tuple[Mapping[str, Any], ...] = ()
+    padding: Int[np.ndarray, " B"] | None = None
 
     def __post_init__(self) -> None:
         if self.ids_BT.ndim != 2 or 0 in self.ids_BT.shape:
             raise InputError(f"prompts need at least one token each, got ids of shape {self.ids_BT.shape}")
         object.__setattr__(self, "ids_BT", _frozen(self.ids_BT))
         object.__setattr__(self, "match", None if self.match is None else _frozen(self.match))
+        object.__setattr__(self, "padding", None if self.padding is None else _frozen(self.padding))
+        if ((self.start_B < 0) | (self.start_B >= self.length)).any():
+            raise InputError(f"padding of {self.start_B.tolist()} tokens leaves nothing of a prompt of {self.length}")
         object.__setattr__(self, "spans", _frozen_map(self.spans))
         object.__setattr__(self, "rows", _frozen_map(self.rows))
         for name, span_B2 in self.spans.items():
@@ -60,6 +67,11 @@ class Prompts:
         return self.ids_BT if self.match is None else self.match
 
     @property
+    def start_B(self) -> Int[np.ndarray, " B"]:
+        """The first token of each prompt, behind its padding."""
+        return np.zeros(self.count, np.int64) if self.padding is None else self.padding
+
+    @property
     def decode_from(self) -> int:
         """The first row that counts as decoding; T if none does."""
         return self.length if self.prefilled is None else self.prefilled
@@ -68,7 +80,8 @@ class Prompts:
     def fingerprint(self) -> str:
         """16 hexadecimal digits of a hash over the ids and every named place."""
         digest = hashlib.sha256(repr((self.ids_BT.shape, self.decode_from, sorted(self.spans), sorted(self.rows))).encode())
-        for array in (self.ids_BT, self.match_BT, *(self.spans[n] for n in sorted(self.spans)), *(self.rows[n] for n in sorted(self.rows))):
+        padding = () if self.padding is None else (self.padding,)
+        for array in (self.ids_BT, self.match_BT, *padding, *(self.spans[n] for n in sorted(self.spans)), *(self.rows[n] for n in sorted(self.rows))):
             digest.update(np.ascontiguousarray(array, np.int64).tobytes())
         return digest.hexdigest()[:16]
 
@@ -96,16 +109,27 @@ class Prompts:
             self.match_BT[cut],
             self.prefilled,
             self.facts[cut],
+            None if self.padding is None else self.padding[cut],
         )
+
+    def with_sampled_rows(self, count: int) -> "Prompts":
+        """The same with rows `sampled`: `count` of the rows, evenly strided, the last among them. Raises `InputError` for fewer than two or more than all."""
+        if not 2 <= count <= self.length - int(self.start_B.max()):
+            raise InputError(f"{count} rows cannot be sampled from {self.length - int(self.start_B.max())}; take 2 or more, up to all")
+        rows = np.stack([self.length - 1 - (np.arange(count) * ((self.length - start) / count)).astype(np.int64)[::-1] for start in self.start_B])
+        return replace(self, rows={**self.rows, SAMPLED: rows})
 
     @classmethod
     def from_text(cls, model: Model, texts: str | Iterable[str]) -> "Prompts":
-        """Tokenise texts as the model's tokenizer does by default. Raises `InputError` if their lengths differ."""
+        """Tokenise texts as the model's tokenizer does by default; shorter ones are padded on the left. Raises `InputError` for a text without tokens."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         ids = [list(model.tokenizer(text)["input_ids"]) for text in texts]
-        if len({len(i) for i in ids}) > 1:
-            raise InputError(f"prompts of one batch must have equally many tokens, got {[len(i) for i in ids]}; capture them one by one")
-        return cls(np.array(ids, np.int64).reshape(len(ids), len(ids[0]) if ids else 0), facts=tuple({"text": text} for text in texts))
+        if not all(ids):
+            raise InputError("a prompt needs at least one token; one of the texts has none")
+        length = max(map(len, ids), default=0)
+        missing = np.array([length - len(one) for one in ids])
+        filled = np.array([[0] * (length - len(one)) + one for one in ids], np.int64).reshape(len(ids), length)
+        return cls(filled, facts=tuple({"text": text} for text in texts), padding=missing if missing.any() else None)
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

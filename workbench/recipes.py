@@ -32,7 +32,8 @@ class RepeatedTokens:
     """Blocks of `length` distinct random tokens, each repeated `repeats` times, behind a BOS token where the tokenizer has one.
 
     Tokens come from the middle 80% of the vocabulary without special tokens. Rows `repeat` are those of the second and later blocks. The control
-    puts fresh tokens in place of the later blocks, while the reads still look where the repeats would have been.
+    puts fresh tokens in place of the later blocks, while the reads still look where the repeats would have been. Blocks are shortened to what the model
+    was trained for, unless they are to go `beyond`.
     """
 
     length: int = 50
@@ -40,6 +41,7 @@ class RepeatedTokens:
     count: int = 16
     batch: int = 8
     repeated: bool = True
+    beyond: bool = False
 
     def build(self, model: Model, seed: int) -> list[Prompts]:
         """Batches of `batch` prompts. Raises `InputError` if the vocabulary or the context is too small."""
@@ -72,7 +74,14 @@ class RepeatedTokens:
         room = (model.max_length - len(bos(model))) // self.repeats
         if room < 2:
             raise InputError(f"{self.repeats} blocks do not fit the context of {model.card.name}, {model.max_length} tokens")
-        return min(self.length, room)
+        return self.length if self.beyond else min(self.length, room)
+
+    def at_length(self, tokens: int) -> "RepeatedTokens":
+        """The same in prompts of `tokens` tokens, as many of them as have the same number of tokens in all, but two at least."""
+        count = max(2, self.count * self.length * self.repeats // tokens)
+        return replace(
+            self, length=tokens // self.repeats, count=min(self.count, count), batch=_batch(self.batch, self.length * self.repeats, tokens), beyond=True
+        )
 
 
 @dataclass(frozen=True)
@@ -106,10 +115,20 @@ class NaturalText:
         """Tokens of each passage."""
         return [self.length] * self.count
 
+    def at_length(self, tokens: int) -> "NaturalText":
+        """The same in passages of `tokens` tokens, as many of them as have the same number of tokens in all, but two at least."""
+        count = max(2, self.count * self.length // tokens)
+        return replace(self, length=tokens, count=min(self.count, count), batch=_batch(self.batch, self.length, tokens))
+
 
 def default_front(model: Model) -> list[int]:
     """The BOS token as a list of one id if the tokenizer puts it in front of a text by itself, else nothing."""
     return bos(model) if model.tokenizer is not None and list(model.tokenizer("a")["input_ids"])[:1] == bos(model) else []
+
+
+def _batch(batch: int, length: int, tokens: int) -> int:
+    """So many prompts at once that a batch has no more tokens than it had."""
+    return max(1, min(batch, batch * length // tokens))
 
 
 def _batches(count: int, batch: int) -> list[int]:

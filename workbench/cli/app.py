@@ -78,12 +78,25 @@ ModelName = Annotated[
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.", rich_help_panel=_WHERE)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=_WHERE)]
 Dtype = Annotated[str, typer.Option(help="auto (float32 on the CPU, else bfloat16), float32, bfloat16 or float16.", rich_help_panel=_WHERE)]
+Implementation = Annotated[
+    str,
+    typer.Option(help="How attention is read: reference, torch, triton, or auto (triton for long prompts on CUDA, else torch).", rich_help_panel=_WHERE),
+]
+Chunk = Annotated[
+    int | None, typer.Option(help="Run prompts in pieces of so many tokens, if their activations do not fit into memory.", rich_help_panel=_WHERE)
+]
+SampleRows = Annotated[
+    int | None, typer.Option(help="Read so many evenly strided rows instead of all; the evidence has the standard errors.", rich_help_panel=_TESTS)
+]
 Probes = Annotated[
     list[str] | None, typer.Option("--probe", "-p", help="A probe of `workbench probes`; may be given several times. All by default.", rich_help_panel=_TESTS)
 ]
 Preset = Annotated[str, typer.Option(help="quick (minutes on a laptop) or paper (the papers' sizes).", rich_help_panel=_TESTS)]
 Seed = Annotated[int, typer.Option(help="Seed of the prompts and of the bootstrap.", rich_help_panel=_TESTS)]
 Lengths = Annotated[str | None, typer.Option(help="Lengths of needle tests in tokens, such as 300,600.", rich_help_panel=_TESTS)]
+Length = Annotated[
+    int | None, typer.Option(help="Length of every prompt in tokens, such as 32768; fewer prompts are made as they grow.", rich_help_panel=_TESTS)
+]
 Depths = Annotated[str | None, typer.Option(help="Depths of the needle, 0 (start) to 1 (end), such as 0.1,0.5,0.9.", rich_help_panel=_TESTS)]
 Needles = Annotated[Path | None, typer.Option(help="A file of needles of your own, JSON lines with needle and question.", rich_help_panel=_TESTS)]
 Haystack = Annotated[Path | None, typer.Option(help="A text file to hide the needles in.", rich_help_panel=_TESTS)]

@@ -9,11 +9,14 @@ import typer
 
 from workbench.cli import show, summary
 from workbench.cli.app import (
+    Chunk,
     Depths,
     Device,
     Dtype,
     Haystack,
+    Implementation,
     Json,
+    Length,
     Lengths,
     ModelName,
     Needles,
@@ -21,6 +24,7 @@ from workbench.cli.app import (
     Probes,
     Revision,
     Runs,
+    SampleRows,
     Seed,
     Verbose,
     app,
@@ -30,7 +34,7 @@ from workbench.errors import InputError, unknown
 from workbench.sources import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from workbench.measure import Options
+    from workbench.measure import Options, Way
     from workbench.models import HFModel
     from workbench.plan import Estimate
     from workbench.scores import HeadScores
@@ -51,10 +55,14 @@ def label(
     device: Device = "auto",
     dtype: Dtype = "auto",
     revision: Revision = None,
+    implementation: Implementation = "auto",
+    chunk: Chunk = None,
+    length: Length = None,
     lengths: Lengths = None,
     depths: Depths = None,
     needles: Needles = None,
     haystack: Haystack = None,
+    sample_rows: SampleRows = None,
     runs: Runs = Path("runs"),
     as_json: Json = False,
     verbose: Verbose = False,
@@ -75,9 +83,10 @@ def label(
         raise InputError(f"{out} is a folder; --out is the labels file, {out / 'heads.json'} say")
     for name in [change.partition("=")[0] for change in rule or () if probe and rules[change.partition("=")[0]].probe not in probe]:
         raise InputError(f"--rule {name} needs --probe {rules[name].probe}, which is not among the chosen ones")
-    options = _options(lengths, depths, needles, haystack)
+    options = _options(length, lengths, depths, needles, haystack)
+    way = _way(implementation, chunk, sample_rows)
     scores = _measure(
-        name=model, probes=probe, preset=preset, seed=seed, device=device, dtype=dtype, revision=revision, options=options, runs=runs, verbose=verbose
+        name=model, probes=probe, preset=preset, seed=seed, device=device, dtype=dtype, revision=revision, options=options, way=way, runs=runs, verbose=verbose
     )
     labels = labelling.label(scores, rules)
     files = {"labels": labels.save(out)}
@@ -102,10 +111,14 @@ def score(
     device: Device = "auto",
     dtype: Dtype = "auto",
     revision: Revision = None,
+    implementation: Implementation = "auto",
+    chunk: Chunk = None,
+    length: Length = None,
     lengths: Lengths = None,
     depths: Depths = None,
     needles: Needles = None,
     haystack: Haystack = None,
+    sample_rows: SampleRows = None,
     runs: Runs = Path("runs"),
     as_json: Json = False,
     verbose: Verbose = False,
@@ -117,9 +130,10 @@ def score(
     begin = time.perf_counter()
     if out is not None and out.suffix not in summary.TABLES:
         raise unknown("kind of table", out.suffix or out.name, summary.TABLES)
-    options = _options(lengths, depths, needles, haystack)
+    options = _options(length, lengths, depths, needles, haystack)
+    way = _way(implementation, chunk, sample_rows)
     scores = _measure(
-        name=model, probes=probe, preset=preset, seed=seed, device=device, dtype=dtype, revision=revision, options=options, runs=runs, verbose=verbose
+        name=model, probes=probe, preset=preset, seed=seed, device=device, dtype=dtype, revision=revision, options=options, way=way, runs=runs, verbose=verbose
     )
     if out is not None:
         summary.TABLES[out.suffix](scores, out)
@@ -138,6 +152,7 @@ def plan(
     device: Device = "auto",
     dtype: Dtype = "auto",
     revision: Revision = None,
+    length: Length = None,
     lengths: Lengths = None,
     depths: Depths = None,
     needles: Needles = None,
@@ -154,7 +169,7 @@ def plan(
 
     place = models.choose_device(device)
     precision = models.choose_dtype(dtype, place)
-    groups = measure.plan(probe, preset, _options(lengths, depths, needles, haystack))
+    groups = measure.plan(probe, preset, _options(length, lengths, depths, needles, haystack))
     sketched = planning.sketch(locate(model, revision=revision, say=show.remark))
     cost = planning.estimate(planning.size_of(sketched), planning.passes_of(sketched, groups), device=place.type, dtype_bytes=precision.itemsize)
     if as_json:
@@ -164,10 +179,16 @@ def plan(
         show.result(*(f"  {assumption}" for assumption in cost.assumptions))
 
 
-def _options(lengths: str | None, depths: str | None, needles: Path | None, haystack: Path | None) -> "Options":
+def _options(length: int | None, lengths: str | None, depths: str | None, needles: Path | None, haystack: Path | None) -> "Options":
     from workbench.measure import Options
 
-    return Options(numbers(lengths, int, "--lengths"), numbers(depths, float, "--depths"), needles, haystack)
+    return Options(length, numbers(lengths, int, "--lengths"), numbers(depths, float, "--depths"), needles, haystack)
+
+
+def _way(implementation: str, chunk: int | None, sample_rows: int | None) -> "Way":
+    from workbench.measure import Way
+
+    return Way(implementation, chunk, sample_rows)
 
 
 def _measure(
@@ -180,20 +201,22 @@ def _measure(
     dtype: str,
     revision: str | None,
     options: "Options",
+    way: "Way",
     runs: Path,
     verbose: bool,
 ) -> "HeadScores":
     """Load the model and score it; a wrong probe or preset is found before anything is loaded."""
-    from workbench import measure, models
+    from workbench import attention, measure, models
 
     groups = measure.plan(probes, preset, options)
     if not verbose:
         show.hush_libraries()
     model = models.load(name, device=device, dtype=dtype, revision=revision, say=show.remark)
+    attention.choose(way.implementation, model.device, 1)  # what cannot run shows before prompts are built
     _announce(model, groups)
     with show.progress() as progress:
         kept = None if str(runs) == "-" else runs
-        return measure.score(model, probes, preset=preset, seed=seed, runs=kept, options=options, progress=progress)
+        return measure.score(model, probes, preset=preset, seed=seed, runs=kept, options=options, way=way, progress=progress)
 
 
 def _announce(model: "HFModel", groups: list) -> None:

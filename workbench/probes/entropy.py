@@ -17,7 +17,7 @@ def score(capture: Capture) -> Float[np.ndarray, "N L H"]:
 
     Mean over all rows but the first, 0 (one token gets all) to 1 (uniform attention).
     """
-    return capture[READ][..., 1:].mean(-1)
+    return capture.over_rows(READ, skip=1)
 
 
 def ideal(prompts: Prompts, b: int) -> Float[np.ndarray, "Q K"]:

@@ -18,7 +18,7 @@ def score(capture: Capture) -> Float[np.ndarray, "N L H"]:
 
     Mean over the rows that can see more than that, 0–1. A head at 1 needs no context beyond its window.
     """
-    return capture[READ][..., WINDOW:].mean(-1)
+    return capture.over_rows(READ, skip=WINDOW)
 
 
 def ideal(prompts: Prompts, b: int) -> Float[np.ndarray, "Q K"]:

@@ -17,7 +17,7 @@ def score(capture: Capture) -> Float[np.ndarray, "N L H"]:
 
     0–1. Olsson et al. 2022 use natural text; the null is uniform attention over the same text.
     """
-    return capture[READ][..., 1:].mean(-1)
+    return capture.over_rows(READ, skip=1)
 
 
 def ideal(prompts: Prompts, b: int) -> Float[np.ndarray, "Q K"]:

@@ -19,7 +19,7 @@ def score(capture: Capture) -> Float[np.ndarray, "N L H"]:
     Mean over the rows that can see more than that, 0–1; 1 minus it is what the head would lose. Sizes after StreamingLLM (2309.17453)
     and the distant-mass classifier of mlx-lm; DuoAttention (2410.10819) learns the same distinction with trained gates.
     """
-    return capture[READ][..., SINKS + WINDOW :].mean(-1)
+    return capture.over_rows(READ, skip=SINKS + WINDOW)
 
 
 def ideal(prompts: Prompts, b: int) -> Float[np.ndarray, "Q K"]:
