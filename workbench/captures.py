@@ -10,41 +10,22 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import DynamicCache
 
-from workbench.attention import Observed, Tap, choose, each, tapped
+from workbench.attention import Tap, tapped
 from workbench.edits import Edit
 from workbench.errors import InputError
 from workbench.heads import ModelCard
+from workbench.implementations import choose, each
 from workbench.layer_view import LayerView
 from workbench.models import HFModel
+from workbench.passes import MemoryErrors, asked_order, check, chosen_layers, joined, run, without_padding
 from workbench.prompts import SAMPLED, Prompts
-from workbench.reads import (
-    BlockMap,
-    Distances,
-    Entropy,
-    LayerRead,
-    LogSumExp,
-    Mass,
-    NextToken,
-    NextTokenValue,
-    Pattern,
-    Peak,
-    QueryKey,
-    QueryKeyValue,
-    Read,
-    Received,
-    TopMass,
-    ValueNorm,
-)
+from workbench.reads import Distances, Entropy, LayerRead, LogSumExp, Mass, Peak, Read, Received, TopMass
 from workbench.rows import Rows
 
 SAMPLES = (Mass, Distances, TopMass, Entropy, Peak, LogSumExp, Received)
 """The reads that can be made on a sample of the rows."""
-
-LARGEST_PATTERN = 4 * 2**30
-"""Bytes that `Pattern()` of all rows may take before it is refused."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +52,10 @@ class Capture:
         return self.values[read]
 
     def over_rows(self, read: Read, skip: int = 0) -> Float[np.ndarray, "B L H"]:
-        """The mean of a read that gives a number per row, over its rows from the `skip`-th token on (padding not counted). Raises `InputError` if none are left."""
+        """The mean of a read that gives a number per row, over its rows from the `skip`-th token on, padding not counted.
+
+        Raises `InputError` if no rows are left, or unequally many in the prompts.
+        """
         return self._per_row(read, skip).mean(-1)
 
     def standard_error(self, read: Read, skip: int = 0) -> Float[np.ndarray, "B L H"]:
@@ -102,32 +86,38 @@ def capture(
     implementation: str = "auto",
     chunk: int | None = None,
     sample: int | None = None,
+    layers: Sequence[int] | None = None,
 ) -> Capture:
     """Run the model once over the prompts and compute all reads, layer by layer.
 
     Texts are tokenised as the model's tokenizer does by default; shorter ones are padded on the left, and reads that give a number per row give NaN
     (a key of −1) there. `implementation` is one of `attention.IMPLEMENTATIONS` or `auto`; the provenance says which it was. With a `chunk` the
     prompts go through the model one by one in pieces of that many tokens, which bounds the memory of activations. With a `sample` that many evenly
-    strided rows stand for all in the reads of all rows that give a number per row or `Received`: see `Capture.standard_error`. Raises `InputError` for prompts that
+    strided rows stand for all in the reads of all rows that give a number per row or `Received`: see `Capture.standard_error`. With `layers` only these
+    are read, in this order. Raises `InputError` for prompts that
     the model has no positions for, for edits of heads that it does not have, for what an implementation cannot do, and when memory does not suffice.
     Prompts beyond the context that the model was trained for run; a warning in the provenance says so.
     """
     prompts = prompts if isinstance(prompts, Prompts) else Prompts.from_text(model, prompts)
     chosen = choose(implementation, model.device, prompts.length)
-    remarks = _check(model, prompts, prompts.length, reads, edits)
+    remarks = check(model, prompts, prompts.length, reads, edits)
     if chunk is not None and (chunk < 1 or chosen == "reference"):
         raise InputError("a chunk has at least one token, and the reference implementation keeps no keys of earlier chunks; use torch or triton")
     sampled = sample is not None and sample < prompts.length - int(prompts.start_B.max())
     prompts = prompts.with_sampled_rows(sample) if sample is not None and sampled else prompts
     made = {read: replace(read, rows=SAMPLED) if sampled and read.rows is None and isinstance(read, SAMPLES) else read for read in reads}
-    run = partial(_pass, model, reads=list(made.values()), edits=edits, implementation=chosen)
-    with torch.inference_mode(), _MemoryErrors(model, prompts, chosen, chunk):
+    make = partial(run, model, reads=list(made.values()), edits=edits, implementation=chosen, layers=chosen_layers(model, layers))
+    with torch.inference_mode(), MemoryErrors(model, prompts, chosen, chunk):
         if chunk is None or chunk >= prompts.length:
-            values = run(prompts)
+            values = make(prompts)
         else:
-            values = _side_by_side([run(prompts.only(number), chunk=chunk) for number in range(prompts.count)])
-    values = {read: _without_padding(making, values[making], prompts) for read, making in made.items()}
-    facts = {**({"chunk": chunk} if chunk is not None else {}), **({"rows": {"sampled": sample, "of": prompts.length}} if sampled else {})}
+            values = _side_by_side([make(prompts.only(number), chunk=chunk) for number in range(prompts.count)])
+    values = {read: without_padding(making, values[making], prompts) for read, making in made.items()}
+    facts = {
+        **({"chunk": chunk} if chunk is not None else {}),
+        **({"layers": list(layers)} if layers is not None else {}),
+        **({"rows": {"sampled": sample, "of": prompts.length}} if sampled else {}),
+    }
     return Capture(model.card, prompts, values, {**_provenance(model, edits, chosen), **facts, **remarks}, sampled)
 
 
@@ -156,13 +146,13 @@ def generate(
         raise InputError(f"while generating, only reads that give a number per row, at the rows 'answer', can be made; not {wrong[0]}")
     total = prompts.length + max_new_tokens
     chosen_way = choose(implementation, model.device, total)
-    remarks = _check(model, prompts, total, reads, edits)
+    remarks = check(model, prompts, total, reads, edits)
     end = prompts.length - 1
     chosen: list[int] = []
     seen: list[dict[Read, Any]] = []
     base = Prompts(prompts.ids_BT, prompts.spans, {}, prompts.match_BT, end, prompts.facts, prompts.padding)
     ids_BT = torch.tensor(prompts.ids_BT, device=model.device)
-    with torch.inference_mode(), _MemoryErrors(model, prompts, chosen_way, None):
+    with torch.inference_mode(), MemoryErrors(model, prompts, chosen_way, None):
         cache = DynamicCache()  # without the configuration: every layer keeps all keys, so that a key's index is its position
         with tapped(model, Tap(base, (), edits, chosen_way)) as hf:
             hf(ids_BT[:, :end], past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -174,7 +164,7 @@ def generate(
                 result = hf(fed_BT, past_key_values=cache, use_cache=True, logits_to_keep=1, output_attentions=True)
             fed_BT = result.logits[:, -1].argmax(-1, keepdim=True)
             chosen.append(int(fed_BT))
-            seen.append(_joined(model, step, reads, [result.attentions], chosen_way))
+            seen.append(joined(model, step, reads, [result.attentions], range(model.shape.n_layers), chosen_way))
             if _ended(model, chosen, stop):
                 break
     values = {read: each(lambda *parts: torch.cat(parts, dim=-1), *[step[read] for step in seen]) for read in reads}
@@ -195,143 +185,8 @@ def from_patterns(card: ModelCard, prompts: Prompts, pattern_BLHQK: np.ndarray, 
         rows = Rows.of(prompts, prompts.row_positions(read.rows), prompts.length, None, pattern.device)
         for pattern_BHQK in pattern.unbind(1):
             index_BHRK = rows.pos_BR.long()[:, None, :, None].expand(-1, pattern.shape[2], -1, prompts.length)
-            values[read].append(_asked_order(read, read.reference(LayerView(rows, pattern_BHQK.gather(2, index_BHRK))), prompts))
+            values[read].append(asked_order(read, read.reference(LayerView(rows, pattern_BHQK.gather(2, index_BHRK))), prompts))
     return Capture(card, prompts, {read: each(_stacked, *layers) for read, layers in values.items()}, {"implementation": "given patterns"})
-
-
-def _pass(model: HFModel, prompts: Prompts, *, reads: Sequence[Read], edits: Sequence[Edit], implementation: str, chunk: int | None = None) -> dict[Read, Any]:
-    """All reads of one forward pass; with a chunk, of the passes over its pieces, of which each sees the keys of those before."""
-    layer_reads = [read for read in reads if not isinstance(read, NextToken)]
-    nexts = [read for read in reads if isinstance(read, NextToken)]
-    kept = sorted({int(row) for read in nexts for row in prompts.row_positions(read.rows).flat}) or [prompts.length - 1]
-    ids_BT = torch.tensor(prompts.ids_BT, device=model.device)
-    cache = None if chunk is None else DynamicCache()  # without the configuration: every layer keeps all keys
-    chunks: list[Sequence[Observed]] = []
-    logits: list[Tensor] = []
-    tap = Tap(prompts, layer_reads, edits, implementation)
-    for begin in range(0, prompts.length, chunk or prompts.length):
-        end = min(begin + (chunk or prompts.length), prompts.length)
-        tap = Tap(prompts, layer_reads, edits, implementation, begin)
-        keep = torch.tensor([row - begin for row in kept if begin <= row < end] or [0], device=model.device)
-        with tapped(model, tap) as hf:
-            result = hf(
-                ids_BT[:, begin:end],
-                logits_to_keep=keep,
-                use_cache=cache is not None,
-                output_attentions=True,
-                **({} if cache is None else {"past_key_values": cache}),
-                **_padding(prompts, model, begin, end),
-            )
-        chunks.append(result.attentions)
-        logits += [result.logits] if any(begin <= row < end for row in kept) else []
-    values = _joined(model, prompts, layer_reads, chunks, implementation)
-    return values | {read: _next_token(torch.cat(logits, dim=1), kept, prompts.row_positions(read.rows), ids_BT) for read in nexts}
-
-
-def _joined(model: HFModel, prompts: Prompts, reads: Sequence[LayerRead], chunks: Sequence[Sequence[Observed]], implementation: str) -> dict[Read, Any]:
-    """All layers of each read [B, L, ...], chunks joined and rows in the asked order, filled in as the layers arrive."""
-    whole: dict[Read, Any] = {}
-    for layer, observed in enumerate(zip(*chunks, strict=True)):
-        seen = [part.values(model.name, layer) for part in observed]
-        for read in reads:
-            parts = [values[read] for values in seen if read in values]
-            value = parts[0] if len(parts) == 1 else _over_chunks(read, parts)
-            if implementation != "reference":
-                value = _finished(model, prompts, read, value, layer)
-            value = _asked_order(read, value, prompts)
-            if read not in whole:
-                whole[read] = each(lambda tensor: tensor.new_empty(len(tensor), model.shape.n_layers, *tensor.shape[1:]), value)
-            each(lambda target, tensor, layer=layer: target[:, layer].copy_(tensor), whole[read], value)
-    return whole
-
-
-def _over_chunks(read: LayerRead, parts: list) -> Any:
-    """The chunks of one layer: side by side, unless the read says otherwise."""
-    if isinstance(read, (Received, BlockMap, ValueNorm, Pattern, QueryKey)):
-        return read.joined(parts)
-    return each(lambda *tensors: torch.cat(tensors, dim=2), *parts)
-
-
-def _finished(model: HFModel, prompts: Prompts, read: LayerRead, value: Any, layer: int) -> Any:
-    """What takes all rows of the prompt to be complete."""
-    if isinstance(read, Received):
-        every = Rows.of(prompts, prompts.row_positions(read.rows), prompts.length, model.windows[layer], value.device)
-        return read.finished(value, every)
-    return pad(value, (0, prompts.length - value.shape[-1])) if isinstance(read, Pattern) else value
-
-
-def _asked_order(read: LayerRead, value: Any, prompts: Prompts) -> Any:
-    """The rows [B, H, R, ...] in the order in which they were asked for; chunk by chunk they were ascending. What has no rows stays."""
-    if read.rows is None or isinstance(read, (Received, BlockMap, ValueNorm)):
-        return value
-    asked_BR = prompts.row_positions(read.rows)
-    order_BR = torch.from_numpy(np.argsort(np.argsort(asked_BR, axis=1, kind="stable"), axis=1))
-
-    def sort(tensor: Tensor) -> Tensor:
-        index = order_BR.view(len(order_BR), 1, -1, *[1] * (tensor.dim() - 3)).expand(-1, tensor.shape[1], -1, *tensor.shape[3:])
-        return tensor.gather(2, index)
-
-    return value._replace(query=sort(value.query)) if isinstance(value, QueryKeyValue) else each(sort, value)
-
-
-def _stacked(*tensors: Tensor) -> Tensor:
-    """Layers, behind the prompts."""
-    return torch.stack(tensors, dim=1)
-
-
-def _side_by_side(prompts: list[dict[Read, Any]]) -> dict[Read, Any]:
-    return {read: each(lambda *tensors: torch.cat(tensors, dim=0), *[values[read] for values in prompts]) for read in prompts[0]}
-
-
-def _padding(prompts: Prompts, model: HFModel, begin: int, end: int) -> dict[str, Tensor]:
-    """Which tokens are none, and the positions of the others counted without them."""
-    if prompts.padding is None:
-        return {}
-    place_BT = torch.arange(end, device=model.device) - torch.tensor(prompts.start_B, device=model.device)[:, None]
-    return {"attention_mask": (place_BT >= 0).long(), "position_ids": place_BT[:, begin:].clamp(min=0)}
-
-
-def _without_padding(read: Read, value: Any, prompts: Prompts) -> Any:
-    """NaN, or −1 for a position, where a read that gives a number per row was made in the padding."""
-    if prompts.padding is None or not read.per_row:
-        return value
-    hidden_BR = torch.from_numpy(prompts.row_positions(read.rows) < prompts.start_B[:, None])[:, None, None]
-    return each(lambda tensor: tensor.masked_fill(hidden_BR, torch.nan if tensor.is_floating_point() else -1), value)
-
-
-def _check(model: HFModel, prompts: Prompts, length: int, reads: Sequence[Read], edits: Sequence[Edit]) -> dict[str, Any]:
-    """What is worth a remark in the provenance. Raises `InputError` for what cannot be done."""
-    if length > model.positions:
-        raise InputError(f"{length} tokens do not fit {model.name}, which has {model.positions} learned positions")
-    if len(strange := prompts.ids_BT[(prompts.ids_BT < 0) | (prompts.ids_BT >= model.vocabulary)]):
-        raise InputError(f"token id {strange[0]} is none of the {model.vocabulary} ids of {model.name}")
-    for edit in edits:
-        edit.check(model.shape)
-    size = 4 * prompts.count * model.shape.n_layers * model.shape.n_heads * length**2
-    if Pattern() in reads and size > LARGEST_PATTERN:
-        raise InputError(f"Pattern() of {length} tokens takes {size / 2**30:.1f} GiB; name the rows, Pattern(rows=...), or read what you need of it")
-    clamped = [f"{read}: {n} keys are all {prompts.length}" for read in reads if isinstance(read, Mass) and (n := max(read.first, read.last)) > prompts.length]
-    return {**({"clamped": clamped} if clamped else {}), **({"warning": beyond_training(model, length)} if length > model.max_length else {})}
-
-
-def beyond_training(model: HFModel, length: int) -> str:
-    """What results say of prompts longer than the model was trained for."""
-    return f"{length} tokens are beyond the {model.max_length} that {model.name} was trained for"
-
-
-def _next_token(logit_BRV: Tensor, kept: list[int], row_BR: np.ndarray, ids_BT: Tensor) -> NextTokenValue:
-    place_BR = torch.as_tensor(np.searchsorted(kept, row_BR), device=ids_BT.device)
-    logprob_BRV = logit_BRV.float().log_softmax(-1).gather(1, place_BR[:, :, None].expand(-1, -1, logit_BRV.shape[-1]))
-    after_BR = torch.as_tensor(np.array(row_BR), device=ids_BT.device) + 1
-    follower_BR = ids_BT.gather(1, after_BR.clamp(max=ids_BT.shape[1] - 1))
-    logprob_BR = logprob_BRV.gather(2, follower_BR[:, :, None])[:, :, 0].masked_fill(after_BR == ids_BT.shape[1], torch.nan)
-    return NextTokenValue(logprob_BRV.argmax(-1).cpu(), logprob_BR.cpu())
-
-
-def _frozen(array: Tensor | np.ndarray) -> np.ndarray:
-    array = array.numpy() if isinstance(array, Tensor) else np.array(array)
-    array.setflags(write=False)
-    return array
 
 
 def _ended(model: HFModel, chosen: list[int], stop: Callable[[str], bool] | None) -> bool:
@@ -358,32 +213,16 @@ def _provenance(model: HFModel, edits: Sequence[Edit], implementation: str) -> d
     return {"implementation": implementation, **place, "edits": [edit.describe() for edit in edits]}
 
 
-class _MemoryErrors:
-    """Turns running out of memory into an `InputError` that says what it would take and what lowers it."""
+def _frozen(array: Tensor | np.ndarray) -> np.ndarray:
+    array = array.numpy() if isinstance(array, Tensor) else np.array(array)
+    array.setflags(write=False)
+    return array
 
-    def __init__(self, model: HFModel, prompts: Prompts, implementation: str, chunk: int | None) -> None:
-        self._model, self._prompts, self._implementation, self._chunk = model, prompts, implementation, chunk
 
-    def __enter__(self) -> None:
-        pass
+def _stacked(*tensors: Tensor) -> Tensor:
+    """Layers, behind the prompts."""
+    return torch.stack(tensors, dim=1)
 
-    def __exit__(self, _kind: type | None, error: BaseException | None, _trace: object) -> None:
-        text = str(error).lower()
-        if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (isinstance(error, RuntimeError) and "can't allocate memory" in text)):
-            return
-        shape, tokens, count = self._model.shape, self._chunk or self._prompts.length, 1 if self._chunk else self._prompts.count
-        if self._implementation == "reference":
-            need, advice = (
-                4 * count * shape.group * tokens**2 * 3,
-                "--implementation torch or triton, which hold no probabilities, or shorter prompts (--lengths)",
-            )
-            what = "the probabilities of one KV head"
-        else:
-            wide = max(getattr(self._model.config, "intermediate_size", 0) or 0, 4 * shape.d_model)
-            need, advice = count * tokens * (3 * wide + 8 * shape.d_model) * self._model.dtype.itemsize, f"--chunk {max(1, tokens // 4)}, or --dtype bfloat16"
-            what = "one layer's activations"
-        asked = text.partition("tried to allocate ")[2].partition(".  ")[0].partition(" gpu")[0].strip(". ")
-        raise InputError(
-            f"out of memory{f' (asked for {asked})' if asked else ''}: {count} × {tokens} tokens take about {need / 2**30:.2f} GiB for {what}, "
-            f"beside the weights; use {advice}"
-        ) from error
+
+def _side_by_side(prompts: list[dict[Read, Any]]) -> dict[Read, Any]:
+    return {read: each(lambda *tensors: torch.cat(tensors, dim=0), *[values[read] for values in prompts]) for read in prompts[0]}

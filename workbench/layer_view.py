@@ -56,10 +56,11 @@ class Seen:
     statistics: Statistics
     z_BHRE: Float[Tensor, "B H R E"]
 
-    def views(self) -> Iterator[LayerView]:
-        """The layer in strips of few rows, each with its probabilities."""
+    def views(self, begin: int = 0, end: int | None = None) -> Iterator[LayerView]:
+        """The rows from `begin` to `end` in strips of few, each with its probabilities."""
         batch, heads, n_rows, _ = self.attention.q_BHRE.shape
+        end = n_rows if end is None else end
         step = max(1, STRIP // (batch * heads * self.attention.keys))
-        for cut in (slice(begin, min(begin + step, n_rows)) for begin in range(0, n_rows, step)):
+        for cut in (slice(first, min(first + step, end)) for first in range(begin, end, step)):
             part = Rows(self.rows.prompts, self.rows.pos_BR[:, cut], self.rows.keys, self.rows.window)
             yield LayerView(part, pattern(self.attention, cut))

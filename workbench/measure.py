@@ -13,18 +13,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.attention import choose
-from workbench.captures import Capture, beyond_training, capture, from_patterns, generate
+from workbench.captures import Capture, capture, from_patterns, generate
 from workbench.edits import Edit
 from workbench.errors import InputError
+from workbench.groups import Group, plan
 from workbench.heads import Head, ModelCard
+from workbench.implementations import choose
 from workbench.matching import canonical
 from workbench.models import HFModel
 from workbench.needles import NeedleTests
-from workbench.options import Options, concerned
-from workbench.probes import PROBES, Probe, probe
+from workbench.options import Options
+from workbench.passes import beyond_training
+from workbench.probes import Probe
 from workbench.prompts import Prompts
-from workbench.reads import NextToken, Read
+from workbench.reads import NextToken
 from workbench.recipes import Recipe
 from workbench.runs import Part, Run, versions
 from workbench.scores import COLUMNS, HeadScores, summarise
@@ -48,37 +50,6 @@ class Way:
     sample: int | None = None
 
 
-@dataclass(frozen=True)
-class Group:
-    """Probes that share prompts: one pass for each batch of `recipe`."""
-
-    probes: tuple[Probe, ...]
-    recipe: Recipe | None
-
-    @property
-    def reads(self) -> tuple[Read, ...]:
-        """All reads of the group, each once."""
-        return tuple(dict.fromkeys(read for probe in self.probes for read in probe.reads))
-
-    @property
-    def name(self) -> str:
-        """The probes' names."""
-        return ", ".join(probe.name for probe in self.probes)
-
-
-def plan(names: Iterable[str] | None = None, preset: str = "quick", options: Options | None = None) -> list[Group]:
-    """The groups of the asked probes (all by default). Raises `InputError` for an unknown probe or preset."""
-    groups: dict[Recipe | None, list[Probe]] = {}
-    asked = [probe(name) for name in dict.fromkeys(PROBES if names is None else names)]
-    heard = {option for chosen in asked if chosen.recipes for option in concerned(chosen.recipe(preset))}
-    for option in [name for name, value in asdict(options or Options()).items() if value is not None and name not in heard]:
-        raise InputError(f"--{option} concerns none of the chosen probes: {', '.join(chosen.name for chosen in asked)}")
-    for chosen in asked:
-        recipe = (options or Options()).apply(chosen.recipe(preset)) if chosen.recipes else None
-        groups.setdefault(recipe, []).append(chosen)
-    return [Group(tuple(members), recipe) for recipe, members in groups.items()]
-
-
 def score(
     model: HFModel,
     probes: Sequence[str] | None = None,
@@ -93,9 +64,9 @@ def score(
 ) -> HeadScores:
     """Score every head of a model on some probes (all by default).
 
-    `way` says how passes are made: the implementation, the chunk, the sampled rows. Results of finished batches lie under `runs` and are not made again; without `runs` nothing is kept. `progress` hears of every
-    finished batch. A probe with too little evidence has no scores; `evidence` says so, with counts. Raises `InputError` for unknown probes or
-    presets, and for prompts that cannot be made for this model.
+    `way` says how passes are made: the implementation, the chunk, the sampled rows. Results of finished batches lie under `runs` and are not made
+    again; without `runs` nothing is kept. `progress` hears of every finished batch. A probe with too little evidence has no scores; `evidence` says so,
+    with counts. Raises `InputError` for unknown probes or presets, and for prompts that cannot be made for this model.
     """
     groups = plan(probes, preset, options)
     built = {recipe: recipe.build(model, start) for recipe, start in _recipes(groups, seed)}  # what cannot be built shows before any work is done

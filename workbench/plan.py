@@ -7,8 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from workbench.errors import InputError
+from workbench.groups import Group
 from workbench.heads import Shape
-from workbench.measure import Group
 from workbench.models import HFModel
 from workbench.needles import NeedleTests
 from workbench.sources import Source

@@ -206,13 +206,13 @@ def _measure(
     verbose: bool,
 ) -> "HeadScores":
     """Load the model and score it; a wrong probe or preset is found before anything is loaded."""
-    from workbench import attention, measure, models
+    from workbench import implementations, measure, models
 
     groups = measure.plan(probes, preset, options)
     if not verbose:
         show.hush_libraries()
     model = models.load(name, device=device, dtype=dtype, revision=revision, say=show.remark)
-    attention.choose(way.implementation, model.device, 1)  # what cannot run shows before prompts are built
+    implementations.choose(way.implementation, model.device, 1)  # what cannot run shows before prompts are built
     _announce(model, groups)
     with show.progress() as progress:
         kept = None if str(runs) == "-" else runs

@@ -156,11 +156,17 @@ class _Blocks:
 
     def _pool(self, p_BHRK: Tensor, pos_BR: Tensor) -> None:
         """Maps have all rows, at the same positions in every prompt."""
-        for (block, reducer), whole in self.maps.items():
-            pooled = reduce(pad(p_BHRK, (0, -p_BHRK.shape[-1] % block)), "b h r (v k) -> b h r v", reducer, k=block)
-            place = pos_BR[0].long() // block
-            part = whole[..., : pooled.shape[-1]]
-            part.index_reduce_(2, place, pooled, "amax") if reducer == "max" else part.index_add_(2, place, pooled)
+        for (block, reducer), whole_BHUV in self.maps.items():
+            pool_into(whole_BHUV, p_BHRK, int(pos_BR[0, 0]), block, reducer)
+
+
+def pool_into(whole_BHUV: Tensor, p_BHRK: Tensor, first: int, block: int, reducer: str) -> None:
+    """Pool rows of probabilities, of which the first is row `first` of a map, into that map of square blocks."""
+    above = first % block
+    missing = -p_BHRK.shape[-1] % block, -(above + p_BHRK.shape[2]) % block
+    part = reduce(pad(p_BHRK, (0, missing[0], above, missing[1])), "b h (u r) (v k) -> b h u v", reducer, r=block, k=block)
+    target = whole_BHUV[:, :, first // block : first // block + part.shape[2], : part.shape[3]]
+    target.copy_(torch.maximum(target, part) if reducer == "max" else target + part)
 
 
 def _hide(s_BHRK: Tensor, pos_BR: Tensor, low_BR: Tensor, first: int) -> None:

@@ -51,10 +51,7 @@ def columns_kernel(
                 q = tl.load(q_at, mask=(d < D)[:, None], other=0.0)
             else:
                 q = tl.load(q_at, mask=(d < D)[:, None] & (row < n_rows)[None, :], other=0.0)
-            if part == 1:
-                lse = tl.load(Lse + row)
-            else:
-                lse = tl.load(Lse + row, mask=row < n_rows, other=float("inf"))
+            lse = tl.load(Lse + row) if part == 1 else tl.load(Lse + row, mask=row < n_rows, other=float("inf"))
             s = capped(tl.dot(k, q, input_precision=PRECISION), inner, softcap, SOFTCAP)
             p = tl.exp2(s * c - lse[None, :])
             if part != 1:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from workbench.errors import InputError, unknown
+from workbench.kernels.blocked import pool_into
 from workbench.kernels.inputs import Wanted
 from workbench.layer_view import LayerView, Seen
 from workbench.rows import Rows
@@ -63,10 +64,15 @@ class Received:
 
 @dataclass(frozen=True)
 class BlockMap:
-    """The attention map pooled into square blocks: [B, L, H, blocks of queries, blocks of keys], by `max` or `sum`; the last blocks may be partial."""
+    """The attention map pooled into square blocks: [B, L, H, blocks of queries, blocks of keys], by `max` or `sum`; the last blocks may be partial.
+
+    `queries` and `keys` cut a rectangle [begin, end) out of it first, so that a part can be seen larger; blocks of one token are exact cells.
+    """
 
     block: int
     reducer: str = "max"
+    queries: tuple[int, int] | None = None
+    keys: tuple[int, int] | None = None
     per_row: ClassVar[bool] = False
     rows: ClassVar[str | None] = None
 
@@ -75,24 +81,41 @@ class BlockMap:
             raise InputError(f"a block has at least one token, got {self.block}")
         if self.reducer not in ("max", "sum"):
             raise unknown("reducer", self.reducer, ("max", "sum"))
+        for name in ("queries", "keys"):
+            if (cut := getattr(self, name)) is not None and not 0 <= cut[0] < cut[1]:
+                raise InputError(f"{name} are a range [begin, end) of tokens, got {cut}")
 
     def reference(self, view: LayerView) -> Float[Tensor, "B H U V"]:
-        """Pad to whole blocks with zeros and pool."""
-        return self.pooled(view.pattern_BHRK)
+        """Cut out, pad to whole blocks with zeros and pool."""
+        (top, bottom), (left, right) = self.rectangle(view.rows)
+        cut = view.pattern_BHRK[:, :, top:bottom, left:right]
+        missing = [-size % self.block for size in cut.shape[2:]]
+        return reduce(pad(cut, (0, missing[1], 0, missing[0])), "b h (u r) (v k) -> b h u v", self.reducer, r=self.block, k=self.block)
 
-    def pooled(self, pattern_BHRK: Tensor) -> Float[Tensor, "B H U V"]:
-        """Any rectangle of probabilities in blocks."""
-        missing = [-size % self.block for size in pattern_BHRK.shape[2:]]
-        padded = pad(pattern_BHRK, (0, missing[1], 0, missing[0]))
-        return reduce(padded, "b h (u r) (v k) -> b h u v", self.reducer, r=self.block, k=self.block)
+    def rectangle(self, rows: Rows) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The queries and the keys that are shown. Raises `InputError` if they leave the prompt."""
+        whole = 0, rows.prompts.length
+        for cut in (self.queries or whole, self.keys or whole):
+            if cut[1] > whole[1]:
+                raise InputError(f"the tokens {cut[0]} to {cut[1]} leave the prompt of {whole[1]}")
+        return self.queries or whole, self.keys or whole
 
     def wanted(self, rows: Rows) -> Wanted:
-        """The map."""
-        return Wanted(maps=frozenset({(self.block, self.reducer)}))
+        """The whole map; a part of it takes the probabilities, strip by strip."""
+        return Wanted(maps=frozenset({(self.block, self.reducer)})) if self.queries is self.keys is None else Wanted()
 
     def streamed(self, seen: Seen) -> Float[Tensor, "B H U V"]:
-        """The blocks down to the last row that was seen so far; those above the first are empty."""
-        return seen.statistics.maps[self.block, self.reducer]
+        """The blocks down to the last row that was seen so far; for a part of the map all its blocks, of which later rows are still empty."""
+        if self.queries is self.keys is None:
+            return seen.statistics.maps[self.block, self.reducer]
+        (top, bottom), (left, right) = self.rectangle(seen.rows)
+        size = [-(-length // self.block) for length in (bottom - top, right - left)]
+        whole_BHUV = seen.attention.q_BHRE.new_zeros(*seen.attention.q_BHRE.shape[:2], *size, dtype=torch.float32)
+        first = seen.attention.span[0]
+        for view in seen.views(max(top - first, 0), max(min(bottom - first, seen.attention.q_BHRE.shape[2]), 0)):
+            cut = view.pattern_BHRK[..., left:right]
+            pool_into(whole_BHUV, cut, int(view.rows.pos_BR[0, 0]) - top, self.block, self.reducer)
+        return whole_BHUV
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
         """The map of several chunks. A block that two chunks share is pooled from both."""

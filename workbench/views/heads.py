@@ -1,9 +1,8 @@
-"""How do the results look? Figures and text from scores and labels; lays out what others computed. The only file that imports plotly."""
+"""Which heads are of which kind? The layer × head map of scores and labels, as a figure and as text."""
 
 import html
 import json
-from collections.abc import Collection, Mapping
-from pathlib import Path
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +11,6 @@ from jaxtyping import Float
 from rich.text import Text
 
 from workbench.errors import InputError, unknown
-from workbench.files import write_text
 from workbench.heads import Head
 from workbench.labels import HeadLabels
 
@@ -151,64 +149,6 @@ def _facts(labels: HeadLabels) -> dict[str, str]:
     sizes = {"shape": f"{shape.n_layers} layers × {shape.n_heads} query heads, {shape.n_kv_heads} KV heads"}
     every = {**model, **sizes, **labels.provenance}
     return {name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str) for name, value in every.items() if value is not None}
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 14px/1.45 system-ui, sans-serif; color: #222; margin: 0 auto; max-width: 1000px; padding: 0 16px 32px; }}
-footer {{ border-top: 1px solid #ccc; padding-top: 8px; font-size: 12.5px; }}
-dl {{ display: grid; grid-template-columns: max-content 1fr; gap: 2px 14px; margin: 4px 0 14px; }}
-dt {{ color: #666; }} dd {{ margin: 0; overflow-wrap: anywhere; }}
-h2 {{ font-size: 14px; margin: 10px 0 2px; }}
-</style>
-</head>
-<body>
-{figure}
-<footer>
-{footer}
-</footer>
-</body>
-</html>
-"""
-
-
-def save_html(figure: go.Figure, path: str | Path) -> Path:
-    """Write a figure as one self-contained page (plotly.js inside, no network needed) with its evidence and provenance below.
-
-    An older file stays intact until the new one is complete. Raises `InputError` where it cannot be written.
-    """
-    meta = figure.layout.meta or {}
-    inside = figure.to_html(full_html=False, include_plotlyjs=True, include_mathjax=False, config={"displaylogo": False, "responsive": True})
-    sections = [("Evidence", evidence_lines(meta.get("evidence", {}))), ("Made from", meta.get("facts", {}))]
-    footer = "\n".join(f"<h2>{title}</h2>\n{_definitions(entries)}" for title, entries in sections if entries)
-    title = html.escape(f"{meta.get('model', 'a model')}: attention heads")
-    return write_text(path, _PAGE.format(title=title, figure=inside, footer=footer))
-
-
-def _definitions(entries: dict[str, str]) -> str:
-    rows = "\n".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in entries.items())
-    return f"<dl>\n{rows}\n</dl>"
-
-
-def evidence_lines(evidence: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """The evidence in words: first each probe that lacks tests or of whose tests some do not count, then all others together."""
-    words = {name: evidence_text(facts) for name, facts in evidence.items()}
-    whole = [name for name, said in words.items() if said == "ok"]
-    return {name: said for name, said in words.items() if said != "ok"} | ({"every test counts": ", ".join(whole)} if whole else {})
-
-
-def evidence_text(facts: Mapping[str, Any]) -> str:
-    """One probe's evidence in words: how many tests were valid, and plainly whether that was too few; `ok` if all count."""
-    status = str(facts.get("status", "ok"))
-    if not {"tests", "valid", "dead", "counted"} <= set(facts) or (status == "ok" and facts["counted"] == facts["tests"]):
-        return status
-    dead = f", and in {facts['dead']} of these no head found anything" if facts["dead"] else ""
-    return f"{'' if status == 'ok' else f'{status}: '}the model passed {facts['valid']} of {facts['tests']} tests{dead}"
 
 
 def text_map(score_LH: Float[np.ndarray, "L H"], *, title: str = "", marked: Collection[Head] = (), meaning: str = "marked", width: int = 80) -> Text:

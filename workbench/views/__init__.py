@@ -1,0 +1,7 @@
+"""How do the results look? Figures and text from what others computed; nothing is computed here. The only part that imports plotly."""
+
+from workbench.views.attention import attention_figure
+from workbench.views.heads import Panel, head_map, panel, panels, text_map
+from workbench.views.page import evidence_lines, evidence_text, save_html
+
+__all__ = ["Panel", "attention_figure", "evidence_lines", "evidence_text", "head_map", "panel", "panels", "save_html", "text_map"]
