@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub: no test waits for a network
 os.environ["WORKBENCH_RUNS"] = "-"  # no test finds the results of another
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton: kernels run on the CPU
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before anything imports numpy: the interpreter makes many small products
 
 import pytest
 from hypothesis import HealthCheck, settings

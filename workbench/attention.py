@@ -97,25 +97,25 @@ class Observed:
     """What the reads saw in one layer, on its way to the CPU: nothing waits for it before `values` is asked for."""
 
     reads: Mapping[LayerRead, Any]
-    finite_H: Tensor
+    total_H: Tensor
     ready: Any = None
 
     @classmethod
     def leaving(cls, values: Mapping[LayerRead, Any], z_BHQE: Tensor) -> "Observed":
-        """Start the copies, and note which heads' outputs are finite."""
-        finite_H = z_BHQE.isfinite().transpose(0, 1).flatten(1).all(1).to("cpu", non_blocking=True)
+        """Start the copies, and that of each head's summed output, which is not finite if any number in it is not."""
+        total_H = z_BHQE.sum((0, 2, 3), dtype=torch.float32).to("cpu", non_blocking=True)
         away = {read: each(lambda tensor: tensor.to("cpu", non_blocking=True), value) for read, value in values.items()}
         ready = torch.cuda.Event() if z_BHQE.is_cuda else None
         if ready is not None:
             ready.record()
-        return cls(away, finite_H, ready)
+        return cls(away, total_H, ready)
 
     def values(self, place: str, layer: int) -> Mapping[LayerRead, Any]:
         """The values, once they have arrived. Raises `InputError` naming the head if an output was not finite."""
         if self.ready is not None:
             self.ready.synchronize()
-        if not self.finite_H.all():
-            raise InputError(f"{place}, L{layer}H{int((~self.finite_H).int().argmax())}: its output is not finite; try --dtype float32, or look at the weights")
+        if not (finite_H := self.total_H.isfinite()).all():
+            raise InputError(f"{place}, L{layer}H{int((~finite_H).int().argmax())}: its output is not finite; try --dtype float32, or look at the weights")
         return self.reads
 
 

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from workbench.errors import InputError
 from workbench.groups import Group
 from workbench.heads import Shape
+from workbench.kernels.blocked import ELEMENTS
 from workbench.models import HFModel
 from workbench.needles import NeedleTests
 from workbench.sources import Source
@@ -22,6 +23,9 @@ FORWARD_OVERHEAD = {"cpu": 0.1, "cuda": 0.06, "mps": 0.1}
 RUNTIME_BYTES = 2 * 2**30
 """What Python, PyTorch and transformers are assumed to hold beside the weights, memory that was freed but not given back included (measured on the CPU)."""
 
+
+BLOCK_SCORES = max(ELEMENTS.values())
+"""How many scores a block may have."""
 
 ANSWER_TOKENS = 50
 """How many tokens a generated answer is assumed to take."""
@@ -102,9 +106,9 @@ def sketch(source: Source) -> Sketch:
 def estimate(size: Size, passes: Iterable[Pass], *, device: str = "cpu", dtype_bytes: int = 4, threads: int | None = None) -> Estimate:
     """The cost of a run of forward passes.
 
-    Operations: 2 × parameters × tokens without the embeddings, and for attention 4 × layers × heads × head size × tokens² twice over, for the outputs and
-    for the probabilities that are read. Memory: weights, three copies of one KV head's probabilities in float32, and
-    activations and logits of the longest pass. Expect it to be right within a factor of about two. `threads` are PyTorch's unless given.
+    Operations: 2 × parameters × tokens without the embeddings, and for attention 4 × layers × heads × head size × tokens² and half as much again, for
+    the statistics. Memory: weights, activations and logits of the longest pass, and two blocks of scores; no part of it grows with tokens².
+    Expect it to be right within a factor of about two. `threads` are PyTorch's unless given.
     """
     passes, shape = list(passes), size.shape
     speed = SPEED[device] * ((threads or torch.get_num_threads()) if device == "cpu" else 1)
@@ -124,14 +128,14 @@ def estimate(size: Size, passes: Iterable[Pass], *, device: str = "cpu", dtype_b
 def _operations(size: Size, one: Pass) -> float:
     shape, whole = size.shape, one.length + one.steps
     dense = 2 * (size.parameters - size.embedding) * whole
-    attention = 2 * 4 * shape.n_layers * shape.n_heads * shape.d_head * whole**2
+    attention = 1.5 * 4 * shape.n_layers * shape.n_heads * shape.d_head * whole**2
     return one.batch * (dense + attention)
 
 
 def _working_bytes(size: Size, one: Pass, dtype_bytes: int) -> float:
     shape, whole = size.shape, one.length + one.steps
-    probabilities = 3 * 4 * shape.group * one.length**2
+    scores = 2 * 4 * BLOCK_SCORES / one.batch
     activations = dtype_bytes * whole * (6 * shape.d_model + 8 * shape.d_model)
     cache = 2 * dtype_bytes * shape.n_layers * shape.n_kv_heads * shape.d_head * whole if one.steps else 0
     logits = 2 * 4 * size.vocabulary
-    return one.batch * (probabilities + activations + cache + logits)
+    return one.batch * (scores + activations + cache + logits)

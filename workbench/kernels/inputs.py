@@ -33,7 +33,7 @@ class Attention:
     memo: dict[Hashable, Any] = field(default_factory=dict)
 
     def once(self, name: Hashable, make: Callable[[], Any]) -> Any:
-        """A value that depends on nothing but positions, window and padding; layers that have these in common may share the `memo`."""
+        """A value that depends on nothing but positions, window, padding and its name; layers that have these in common may share the `memo`."""
         if name not in self.memo:
             self.memo[name] = make()
         return self.memo[name]

@@ -16,7 +16,7 @@ def masses(attention: Attention, lse_BHR: Tensor, wanted: Wanted, probabilities:
     if not wanted.singles:
         return {}
     batch, heads, n_rows, _ = attention.q_BHRE.shape
-    every, slot_P = attention.once(("singles", *wanted.singles), lambda: _side_by_side(wanted, batch * n_rows, n_rows))
+    every, slot_P, _ = attention.once(("singles", *map(id, wanted.singles.values())), lambda: _side_by_side(wanted, batch * n_rows, n_rows))
     total_HN = torch.zeros(heads, len(wanted.singles) * batch * n_rows, dtype=torch.float64, device=lse_BHR.device)
     step = max(1, AT_ONCE // heads)
     for cut in (slice(begin, begin + step) for begin in range(0, len(slot_P), step)):
@@ -26,9 +26,9 @@ def masses(attention: Attention, lse_BHR: Tensor, wanted: Wanted, probabilities:
     return {name: mass_HSBR[:, number].transpose(0, 1) for number, name in enumerate(wanted.singles)}
 
 
-def _side_by_side(wanted: Wanted, size: int, n_rows: int) -> tuple[Pairs, Tensor]:
-    """All pairs in one list, and where each is added up."""
+def _side_by_side(wanted: Wanted, size: int, n_rows: int) -> tuple[Pairs, Tensor, object]:
+    """All pairs in one list, where each is added up, and the sets, so that no others take their identity."""
     sets = list(wanted.singles.values())
     joined = Pairs(*(torch.cat([getattr(pairs, name) for pairs in sets]).contiguous() for name in ("batch_P", "row_P", "key_P")))
     first_P = torch.cat([torch.full_like(pairs.row_P, number * size) for number, pairs in enumerate(sets)])
-    return joined, (first_P + joined.batch_P * n_rows + joined.row_P).int()
+    return joined, (first_P + joined.batch_P * n_rows + joined.row_P).int(), wanted.singles

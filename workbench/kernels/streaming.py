@@ -44,7 +44,7 @@ COLUMN_TILES = {
 SINGLE_PRECISION = (Tile(32, 32, 4, 2),)
 """Float32 inputs take twice the shared memory, and are multiplied exactly (IEEE) without tensor cores."""
 
-RANGE_TILE = Tile(64, 64, 4, 2)
+RANGE_TILE = Tile(128, 64, 8, 2)
 PAIR_TILE = Tile(32, 1, 4, 1)
 
 empty = torch.empty
@@ -88,11 +88,11 @@ def _check(attention: Attention, wanted: Wanted) -> None:
 
 
 def _contiguous(attention: Attention) -> Attention:
-    """The same with every head's vectors in one piece, which they are as models hand them over."""
+    """The same with every head's vectors, and the positions, in one piece, which they are as models hand them over."""
     tensors = {name: getattr(attention, name) for name in ("q_BHRE", "k_BGKE", "v_BGKE")}
-    if all(tensor.stride(-1) == 1 for tensor in tensors.values()):
+    if all(tensor.stride(-1) == 1 for tensor in tensors.values()) and attention.pos_BR.is_contiguous() and attention.pos_BR.dtype == torch.int32:
         return attention
-    return replace(attention, **{name: tensor.contiguous() for name, tensor in tensors.items()})
+    return replace(attention, **{name: tensor.contiguous() for name, tensor in tensors.items()}, pos_BR=attention.pos_BR.int().contiguous())
 
 
 def _scales(attention: Attention) -> tuple[float, float, float]:
@@ -117,11 +117,16 @@ def _switches(attention: Attention) -> dict[str, Any]:
 
 
 def _tile(kind: str, candidates: dict[int, tuple[Tile, ...]], attention: Attention, switches: dict[str, Any], run: Any) -> Tile:
-    batch, heads, n_rows, size = attention.q_BHRE.shape
-    tiles = SINGLE_PRECISION if attention.q_BHRE.dtype == torch.float32 else next(tiles for limit, tiles in candidates.items() if size <= limit)
-    sizes = [n.bit_length() for n in (batch * heads, n_rows, attention.keys)]
-    problem = (kind, *(f"{name}={value}" for name, value in switches.items()), attention.q_BHRE.dtype, attention.group, *sizes)
-    return choose(problem, tiles, batch * heads * n_rows * attention.keys, run)
+    """The tile for a kernel with these switches, found once for all layers that share a memo."""
+
+    def found() -> Tile:
+        batch, heads, n_rows, size = attention.q_BHRE.shape
+        tiles = SINGLE_PRECISION if attention.q_BHRE.dtype == torch.float32 else next(tiles for limit, tiles in candidates.items() if size <= limit)
+        sizes = [n.bit_length() for n in (batch * heads, n_rows, attention.keys)]
+        problem = (kind, *(f"{name}={value}" for name, value in switches.items()), attention.q_BHRE.dtype, attention.group, *sizes)
+        return choose(problem, tiles, batch * heads * n_rows * attention.keys, run)
+
+    return attention.once((kind, *switches.values()), found)
 
 
 def _rows(attention: Attention, wanted: Wanted) -> tuple[Statistics, Tensor]:
@@ -153,11 +158,12 @@ def _masses(attention: Attention, bits_BHR: Tensor, wanted: Wanted) -> dict[Hash
         return {}
     batch, heads, n_rows, size = attention.q_BHRE.shape
 
-    def edges() -> tuple[Tensor, Tensor]:
+    def edges() -> tuple[Tensor, Tensor, object]:
+        """Side by side; the ranges are kept as well, so that no other tensor takes their identity."""
         low, high = ([keys[side].expand(batch, n_rows) for keys in wanted.ranges.values()] for side in (0, 1))
-        return torch.stack(low).int().contiguous(), torch.stack(high).int().contiguous()
+        return torch.stack(low).int().contiguous(), torch.stack(high).int().contiguous(), wanted.ranges
 
-    low_SBR, high_SBR = attention.once(("ranges", *wanted.ranges), edges)
+    low_SBR, high_SBR, _ = attention.once(("ranges", *(id(edge) for keys in wanted.ranges.values() for edge in keys)), edges)
     mass_SBHR = empty(len(low_SBR), batch, heads, n_rows, device=bits_BHR.device)
     tile = SINGLE_PRECISION[0] if attention.q_BHRE.dtype == torch.float32 or size > 128 else RANGE_TILE
     arguments = (attention.q_BHRE, attention.k_BGKE, bits_BHR, low_SBR, high_SBR, mass_SBHR)

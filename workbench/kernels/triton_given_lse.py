@@ -5,12 +5,15 @@ sweep over all pairs. `ranges_kernel`: the probability on a range of keys, visit
 probability of one key for one row, a dot product each.
 """
 
+from typing import no_type_check
+
 import triton
 import triton.language as tl
 
 from workbench.kernels.triton_rows import NOWHERE, capped
 
 
+@no_type_check
 @triton.jit(do_not_specialize=["n_heads", "group", "n_rows", "n_keys", "window", "n_blocks"])
 def columns_kernel(
     Q, K, Lse, Pos, Start, Tiles, Sum, Max, Map,
@@ -75,6 +78,7 @@ def columns_kernel(
         tl.store(Max + out, most, mask=key < n_keys)
 
 
+@no_type_check
 @triton.jit(do_not_specialize=["n_heads", "group", "n_batch", "n_rows", "n_keys"])
 def ranges_kernel(
     Q, K, Lse, Low, High, Mass,
@@ -107,6 +111,7 @@ def ranges_kernel(
     tl.store(Mass + which * n_batch * n_heads * n_rows + out, mass, mask=live)
 
 
+@no_type_check
 @triton.jit(do_not_specialize=["n_heads", "group", "n_pairs", "n_rows"])
 def pairs_kernel(
     Q, K, Lse, Batch, Row, Key, Prob,

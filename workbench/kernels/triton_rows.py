@@ -6,8 +6,10 @@ Per row, in one pass over the keys: the output, the log-sum-exp, the entropy and
 2. t = log2 p comes from one multiply-add, p = exp2(t), and Σ p·t is the negative entropy in bits. When the running maximum m grows by Δ,
    all sums so far are rescaled by 2^-Δ, and the entropy's also take −Δ times the probability so far.
 3. For the strongest key, the last bits of each score carry its column, so that one maximum finds both. m may then be off in those bits, which
-   no result depends on: m only keeps exp2 in range. Keys whose scores agree to 17 bits count as equally strong; the earlier one wins.
+   no result depends on: m only keeps exp2 in range. Of keys whose scores agree in 17 bits, any may be given.
 """
+
+from typing import no_type_check
 
 import triton
 import triton.language as tl
@@ -17,6 +19,7 @@ NEVER = tl.constexpr(-1e30)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
+@no_type_check
 @triton.jit
 def capped(s, inner, softcap, SOFTCAP: tl.constexpr):
     """softcap * tanh(inner * s), where the model caps its scores; `inner` is scale / cap."""
@@ -25,6 +28,7 @@ def capped(s, inner, softcap, SOFTCAP: tl.constexpr):
     return s
 
 
+@no_type_check
 @triton.jit
 def _step(
     n, q, m, l, e, acc, peak, K, V, i, low, n_keys, stride_kn, stride_vn, c, inner, softcap,
@@ -76,6 +80,7 @@ def _step(
     return m_new, l, e, acc, peak
 
 
+@no_type_check
 @triton.jit(do_not_specialize=["n_heads", "group", "n_rows", "n_keys", "window"])
 def rows_kernel(
     Q, K, V, Pos, Start, Out, Lse, Bits, Entropy, Peak, Prob,
@@ -104,7 +109,7 @@ def rows_kernel(
     q = tl.load(Q + batch * stride_qb + head * stride_qh + row.to(tl.int64)[:, None] * stride_qr + d[None, :], mask=live[:, None] & (d < D)[None, :], other=0.0)
     K += batch * stride_kb + head // group * stride_kh
     V += batch * stride_vb + head // group * stride_vh
-    m = tl.full([BM], NEVER, tl.float32)
+    m = tl.full([BM], NEVER / 2, tl.float32)  # above that of a tile which a row sees nothing of
     l = tl.zeros([BM], tl.float32)
     e = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, DP], tl.float32)

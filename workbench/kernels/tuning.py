@@ -13,7 +13,7 @@ from triton.runtime.errors import OutOfResources
 from workbench.files import write_text
 from workbench.sources import cache_folder
 
-WORTH = 2**31
+WORTH = 2**29
 """Pairs of a query and a key over all heads from which on a measurement pays; below it the first candidate is taken."""
 
 
@@ -30,7 +30,7 @@ class Tile(NamedTuple):
         """The launch options of Triton, which its interpreter does not know."""
         if knobs.runtime.interpret:
             return {}
-        return {"num_warps": self.warps, "num_stages": self.stages, **({"maxnreg": self.registers} if self.registers else {})}
+        return {"enable_fp_fusion": True, "num_warps": self.warps, "num_stages": self.stages, **({"maxnreg": self.registers} if self.registers else {})}
 
 
 def choose(problem: tuple, candidates: Sequence[Tile], work: int, run: Callable[[Tile], object]) -> Tile:

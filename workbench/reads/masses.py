@@ -69,7 +69,7 @@ class Mass:
     def streamed(self, seen: Seen) -> Float[Tensor, "B H R"]:
         """The masses of the parts."""
         parts = [mass for name, mass in seen.statistics.masses.items() if isinstance(name, tuple) and name[0] == self]
-        return torch.stack(parts).sum(0)
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,8 @@ class PeakValue(NamedTuple):
 class Peak:
     """The strongest key of each row: `.prob` [B, L, H, R], 0–1, and `.key` [B, L, H, R], a position.
 
-    Of equally strong keys it is the first. The Triton implementation takes keys whose scores agree in their first 17 bits for equally strong, and
-    where these scores are negative it takes the last; `prob` is the exact probability of the key it gives.
+    Of equally strong keys it is the first. The Triton implementation may give any of the keys whose scores agree in their first 17 bits; `prob` is
+    the exact probability of the key that it gives.
     """
 
     rows: str | None = None
@@ -76,7 +76,7 @@ class Peak:
         prob_BHR, key_BHR = seen.statistics.peak_prob_BHR, seen.statistics.peak_key_BHR
         assert prob_BHR is not None
         assert key_BHR is not None
-        return PeakValue(prob_BHR, key_BHR.long())
+        return PeakValue(prob_BHR, key_BHR)
 
 
 @dataclass(frozen=True)
