@@ -7,7 +7,7 @@ Two functions are registered, as two kinds of mask are needed: the reference tak
 know which keys a row may see from its position, the window and the padding. An attention name without a mask function gets no mask, without a word.
 """
 
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
@@ -24,7 +24,7 @@ from transformers.masking_utils import flash_attention_mask, sdpa_mask
 
 from workbench.edits import Edit
 from workbench.errors import InputError
-from workbench.implementations import Reference, Streaming, each
+from workbench.implementations import Reference, Streaming
 from workbench.kernels import blocked
 from workbench.kernels.inputs import Attention, Wanted
 from workbench.models import HFModel
@@ -37,8 +37,9 @@ from workbench.rows import Rows, between
 class Tap:
     """What one forward pass is to observe and to change.
 
-    `offset` is the position of the first query row; reads are made in the `layers`, None for all. `shared` keeps what depends on prompts and
-    rows alone for the layers of the pass.
+    `offset` is the position of the first query row; reads are made in the `layers`. `shared` keeps what depends on prompts and
+    rows alone for the layers of the pass; `sheets` are the results [L, ...] on the CPU, which the layers fill in
+    as the device gets there, and `kinds` the named tuples that some of them make up.
     """
 
     prompts: Prompts
@@ -46,7 +47,9 @@ class Tap:
     edits: Sequence[Edit] = ()
     implementation: str = "reference"
     offset: int = 0
-    layers: Collection[int] | None = None
+    layers: Sequence[int] = ()
+    sheets: dict[tuple[LayerRead, int], Tensor] = field(default_factory=dict)
+    kinds: dict[LayerRead, type | None] = field(default_factory=dict)
     shared: dict[Any, Rows] = field(default_factory=dict)
     calls: int = 0
 
@@ -56,13 +59,13 @@ class Tap:
         """The heads' outputs [B, H, Q, E] of one layer and the values of the reads, after the edits."""
         self.calls += 1
         rows = self._rows(None, k_BGKE.shape[2], window, q_BHQE.device)
-        position_BQ = rows.pos_BR.long()
+        position_BQ = rows.pos_BR.long() if self.edits else rows.pos_BR
         for edit in self.edits:
             q_BHQE = edit.on_query(q_BHQE, layer, edit.rows(position_BQ, self.prompts.decode_from))
         padded = self.prompts.padding is not None
         attention = Attention(q_BHQE, k_BGKE, v_BGKE, rows.pos_BR, rows.start_B, scaling, softcap, window, padded, rows.memo)
         run = Reference(mask) if self.implementation == "reference" else Streaming(self._module())
-        every = self.reads if self.layers is None or layer in self.layers else ()
+        every = self.reads if layer in self.layers else ()
         z_BHQE, statistics = run.outputs(attention, self._wanted(rows, None) if every else Wanted())
         for edit in self.edits:
             z_BHQE = edit.on_output(z_BHQE, layer, edit.rows(position_BQ, self.prompts.decode_from), position_BQ)
@@ -72,6 +75,18 @@ class Tap:
             chosen = self._rows(name, attention.keys, window, q_BHQE.device)
             values |= run.observe(attention, statistics if name is None else None, chosen, self._wanted(chosen, name), reads, z_BHQE)
         return z_BHQE, values
+
+    def put(self, layer: int, read: LayerRead, value: Any) -> Any:
+        """Start the copy of a layer's value to its place on a sheet, and return that. Whoever reads it waits for the device first."""
+        parts = value if isinstance(value, tuple) else (value,)
+        self.kinds[read] = type(value) if isinstance(value, tuple) else None
+        for number, tensor in enumerate(parts):
+            if (read, number) not in self.sheets:
+                size = len(self.layers), *tensor.shape
+                self.sheets[read, number] = torch.empty(size, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        row = self.layers.index(layer)
+        places = [self.sheets[read, number][row].copy_(tensor, non_blocking=True) for number, tensor in enumerate(parts)]
+        return type(value)(*places) if isinstance(value, tuple) else places[0]
 
     def _module(self) -> ModuleType:
         return blocked if self.implementation == "torch" else import_module("workbench.kernels.streaming")
@@ -94,26 +109,13 @@ class Tap:
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """What the reads saw in one layer, on its way to the CPU: nothing waits for it before `values` is asked for."""
+    """What the reads saw in one layer, on its way to the CPU, and each head's summed output, which is not finite if any number in it is not."""
 
     reads: Mapping[LayerRead, Any]
     total_H: Tensor
-    ready: Any = None
-
-    @classmethod
-    def leaving(cls, values: Mapping[LayerRead, Any], z_BHQE: Tensor) -> "Observed":
-        """Start the copies, and that of each head's summed output, which is not finite if any number in it is not."""
-        total_H = z_BHQE.sum((0, 2, 3), dtype=torch.float32).to("cpu", non_blocking=True)
-        away = {read: each(lambda tensor: tensor.to("cpu", non_blocking=True), value) for read, value in values.items()}
-        ready = torch.cuda.Event() if z_BHQE.is_cuda else None
-        if ready is not None:
-            ready.record()
-        return cls(away, total_H, ready)
 
     def values(self, place: str, layer: int) -> Mapping[LayerRead, Any]:
-        """The values, once they have arrived. Raises `InputError` naming the head if an output was not finite."""
-        if self.ready is not None:
-            self.ready.synchronize()
+        """The values; the device must have finished. Raises `InputError` naming the head if an output was not finite."""
         if not (finite_H := self.total_H.isfinite()).all():
             raise InputError(f"{place}, L{layer}H{int((~finite_H).int().argmax())}: its output is not finite; try --dtype float32, or look at the weights")
         return self.reads
@@ -151,7 +153,9 @@ def _attention(
         raise InputError("attention with learned sink logits is not supported: its rows do not sum to 1")
     layer, tap = module.workbench_tap
     z_BHQE, values = tap(layer, query, key, value, attention_mask, scaling, softcap, sliding_window)
-    return rearrange(z_BHQE, "b h q e -> b q h e").contiguous(), Observed.leaving(values, z_BHQE)
+    total_H = z_BHQE.sum((0, 2, 3), dtype=torch.float32).to("cpu", non_blocking=True)
+    seen = {read: tap.put(layer, read, value) for read, value in values.items()}
+    return rearrange(z_BHQE, "b h q e -> b q h e").contiguous(), Observed(seen, total_H)
 
 
 def _visible(*args: Any, **kwargs: Any) -> Tensor | None:

@@ -160,11 +160,12 @@ def generate(
         while len(chosen) < max_new_tokens:
             place = end + len(chosen)
             step = replace(_with_answer(base, chosen, matching), rows={"answer": np.array([[place]])})
-            with tapped(model, Tap(step, reads, edits, chosen_way, place)) as hf:
+            tap = Tap(step, reads, edits, chosen_way, place, range(model.shape.n_layers))
+            with tapped(model, tap) as hf:
                 result = hf(fed_BT, past_key_values=cache, use_cache=True, logits_to_keep=1, output_attentions=True)
             fed_BT = result.logits[:, -1].argmax(-1, keepdim=True)
             chosen.append(int(fed_BT))
-            seen.append(joined(model, step, reads, [result.attentions], range(model.shape.n_layers), chosen_way))
+            seen.append(joined(model, step, reads, [(tap, result.attentions)]))
             if _ended(model, chosen, stop):
                 break
     values = {read: each(lambda *parts: torch.cat(parts, dim=-1), *[step[read] for step in seen]) for read in reads}

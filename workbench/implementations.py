@@ -17,7 +17,7 @@ from workbench.errors import InputError, unknown
 from workbench.kernels.inputs import Attention, Statistics, Wanted
 from workbench.kernels.support import missing_for
 from workbench.layer_view import LayerView, Seen
-from workbench.reads import LayerRead, QueryKey
+from workbench.reads import LayerRead, QueryKey, Received
 from workbench.rows import Rows
 
 IMPLEMENTATIONS = {
@@ -63,6 +63,7 @@ class Streaming:
         self, attention: Attention, statistics: Statistics | None, rows: Rows, wanted: Wanted, reads: list[LayerRead], z_BHQE: Tensor
     ) -> dict[LayerRead, Any]:
         """The reads of one set of rows; if it is not all of them, their statistics are computed here."""
+        complete = attention.q_BHRE.shape[2] == rows.prompts.length  # else they are parts, which `passes` joins
         if not rows.pos_BR.shape[1]:  # a chunk that has none of them, but keys
             reads = [read for read in reads if isinstance(read, QueryKey)]
         if rows.pos_BR is not attention.pos_BR:
@@ -72,7 +73,11 @@ class Streaming:
             statistics = self.module.statistics(attention, wanted) if wanted and rows.pos_BR.shape[1] else None
         nothing = Statistics(attention.q_BHRE.new_zeros(attention.q_BHRE.shape[:3], dtype=torch.float32))
         seen = Seen(rows, attention, statistics or nothing, z_BHQE)
-        return {read: read.streamed(seen) for read in reads}
+        values = {read: read.streamed(seen) for read in reads}
+        return {
+            read: read.finished(value, rows) if complete and isinstance(read, Received) and isinstance(value, Tensor) else value
+            for read, value in values.items()
+        }
 
 
 @dataclass(frozen=True, eq=False)

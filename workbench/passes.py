@@ -38,7 +38,7 @@ def run(
     kept = sorted({int(row) for read in nexts for row in prompts.row_positions(read.rows).flat}) or [prompts.length - 1]
     ids_BT = torch.tensor(prompts.ids_BT, device=model.device)
     cache = None if chunk is None else DynamicCache()  # without the configuration: every layer keeps all keys
-    chunks: list[Sequence[Observed]] = []
+    chunks: list[tuple[Tap, Sequence[Observed]]] = []
     logits: list[Tensor] = []
     for begin in range(0, prompts.length, chunk or prompts.length):
         end = min(begin + (chunk or prompts.length), prompts.length)
@@ -53,30 +53,37 @@ def run(
                 **({} if cache is None else {"past_key_values": cache}),
                 **_padding(prompts, model, begin, end),
             )
-        chunks.append(result.attentions)
+        chunks.append((tap, result.attentions))
         logits += [result.logits] if any(begin <= row < end for row in kept) else []
-    values = joined(model, prompts, layer_reads, chunks, layers, implementation)
+    values = joined(model, prompts, layer_reads, chunks)
     return values | {read: _next_token(torch.cat(logits, dim=1), kept, prompts.row_positions(read.rows), ids_BT) for read in nexts}
 
 
-def joined(
-    model: HFModel, prompts: Prompts, reads: Sequence[LayerRead], chunks: Sequence[Sequence[Observed]], layers: Sequence[int], implementation: str
-) -> dict[Read, Any]:
-    """The chosen layers of each read [B, L, ...], chunks joined and rows in the asked order, filled in as they arrive."""
+def joined(model: HFModel, prompts: Prompts, reads: Sequence[LayerRead], chunks: Sequence[tuple[Tap, Sequence[Observed]]]) -> dict[Read, Any]:
+    """The layers of each read [B, L, ...], chunks joined and rows in the asked order. Raises `InputError` for the first output that is not finite."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    seen = [[observed.values(model.name, layer) for layer, observed in enumerate(attentions)] for _, attentions in chunks]
+    tap = chunks[0][0]
+    if len(chunks) == 1:
+        return {read: _from_sheets(tap, read, prompts) for read in reads}
     whole: dict[Read, Any] = {}
-    for place, layer in enumerate(layers):
-        seen = [chunk[layer].values(model.name, layer) for chunk in chunks]
-        for read in reads:
-            parts = [values[read] for values in seen if read in values]
-            value = parts[0] if len(parts) == 1 else _over_chunks(read, parts)
-            value = asked_order(read, value if implementation == "reference" else _finished(model, prompts, read, value, layer), prompts)
-            if read not in whole:
-                whole[read] = each(lambda tensor: tensor.new_empty(len(tensor), len(layers), *tensor.shape[1:]), value)
-            each(lambda target, tensor, place=place: target[:, place].copy_(tensor), whole[read], value)
-    for layer in set(range(model.shape.n_layers)) - set(layers):
-        for chunk in chunks:
-            chunk[layer].values(model.name, layer)  # which raises if an output is not finite
+    for read in reads:
+        layers = [[values[layer][read] for values in seen if read in values[layer]] for layer in tap.layers]
+        finished = [_finished(model, prompts, read, _over_chunks(read, parts), layer) for layer, parts in zip(tap.layers, layers, strict=True)]
+        whole[read] = each(lambda *tensors: torch.stack(tensors, dim=1), *[asked_order(read, value, prompts) for value in finished])
     return whole
+
+
+def _from_sheets(tap: Tap, read: LayerRead, prompts: Prompts) -> Any:
+    """What the layers have written, as it lies there unless the rows were asked for in another order."""
+    parts = [sheet for (name, _), sheet in tap.sheets.items() if name == read]
+    first = tap.kinds[read]
+    value = first(*parts) if first is not None else parts[0]
+    if _ascending(read, prompts):
+        return each(lambda sheet: sheet.movedim(0, 1), value)
+    layers = [each(lambda sheet, place=place: sheet[place], value) for place in range(len(tap.layers))]
+    return each(lambda *tensors: torch.stack(tensors, dim=1), *[asked_order(read, layer, prompts) for layer in layers])
 
 
 def _over_chunks(read: LayerRead, parts: list) -> Any:
@@ -87,16 +94,21 @@ def _over_chunks(read: LayerRead, parts: list) -> Any:
 
 
 def _finished(model: HFModel, prompts: Prompts, read: LayerRead, value: Any, layer: int) -> Any:
-    """What takes all rows of the prompt to be complete."""
+    """What takes all chunks to be complete."""
     if isinstance(read, Received):
         every = Rows.of(prompts, prompts.row_positions(read.rows), prompts.length, model.windows[layer], value.device)
         return read.finished(value, every)
     return pad(value, (0, prompts.length - value.shape[-1])) if isinstance(read, Pattern) else value
 
 
+def _ascending(read: LayerRead, prompts: Prompts) -> bool:
+    """Whether rows were asked for as a pass gives them, or there are none in what the read gives."""
+    return read.rows is None or isinstance(read, (Received, BlockMap, ValueNorm)) or bool((np.diff(prompts.row_positions(read.rows)) >= 0).all())
+
+
 def asked_order(read: LayerRead, value: Any, prompts: Prompts) -> Any:
-    """The rows [B, H, R, ...] in the order in which they were asked for; chunk by chunk they were ascending. What has no rows stays."""
-    if read.rows is None or isinstance(read, (Received, BlockMap, ValueNorm)):
+    """The rows [B, H, R, ...], which a pass gives in ascending order, in the order in which they were asked for."""
+    if _ascending(read, prompts):
         return value
     asked_BR = prompts.row_positions(read.rows)
     order_BR = torch.from_numpy(np.argsort(np.argsort(asked_BR, axis=1, kind="stable"), axis=1))

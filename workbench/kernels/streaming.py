@@ -69,7 +69,16 @@ def probabilities(attention: Attention, bits_BHR: Tensor, pairs: Pairs) -> Tenso
     switches = {"SOFTCAP": attention.softcap is not None, "BP": PAIR_TILE.rows, **_head_size(attention)}
     arguments = (attention.q_BHRE, attention.k_BGKE, bits_BHR, pairs.batch_P, pairs.row_P, pairs.key_P, prob_HP)
     sizes = (heads, attention.group, size, bits_BHR.shape[2])
-    _launch(pairs_kernel, (-(-size // PAIR_TILE.rows), heads), PAIR_TILE, *arguments, *sizes, *_scales(attention), *_strides(attention), **switches)
+    _launch(
+        pairs_kernel,
+        (-(-size // PAIR_TILE.rows), heads // attention.group),
+        PAIR_TILE,
+        *arguments,
+        *sizes,
+        *_scales(attention),
+        *_strides(attention),
+        **switches,
+    )
     return prob_HP
 
 

@@ -119,17 +119,19 @@ def pairs_kernel(
     stride_qb, stride_qh, stride_qr, stride_kb, stride_kh, stride_kn,
     SOFTCAP: tl.constexpr, BP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
 ):  # fmt: skip
-    """Blocks of pairs [cdiv(P, BP), H]: the probability [H, P] of key `Key` for row `Row` of prompt `Batch`."""
+    """Blocks of pairs [cdiv(P, BP), G]: the probability [H, P] of key `Key` for row `Row` of prompt `Batch`."""
     pair = tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP)
-    head = tl.program_id(1).to(tl.int64)
+    kv_head = tl.program_id(1).to(tl.int64)
     live = pair < n_pairs
     batch = tl.load(Batch + pair, mask=live, other=0).to(tl.int64)
     row = tl.load(Row + pair, mask=live, other=0).to(tl.int64)
     key = tl.load(Key + pair, mask=live, other=0).to(tl.int64)
     d = tl.arange(0, DP)
     there = live[:, None] & (d < D)[None, :]
-    q = tl.load(Q + (batch * stride_qb + head * stride_qh + row * stride_qr)[:, None] + d[None, :], mask=there, other=0.0).to(tl.float32)
-    k = tl.load(K + (batch * stride_kb + head // group * stride_kh + key * stride_kn)[:, None] + d[None, :], mask=there, other=0.0).to(tl.float32)
-    bits = tl.load(Lse + (batch * n_heads + head) * n_rows + row, mask=live, other=float("inf"))
-    s = capped(tl.sum(q * k, 1), inner, softcap, SOFTCAP)
-    tl.store(Prob + head * n_pairs + pair, tl.exp2(s * c - bits), mask=live)
+    k = tl.load(K + (batch * stride_kb + kv_head * stride_kh + key * stride_kn)[:, None] + d[None, :], mask=there, other=0.0).to(tl.float32)
+    for member in range(group):
+        head = kv_head * group + member
+        q = tl.load(Q + (batch * stride_qb + head * stride_qh + row * stride_qr)[:, None] + d[None, :], mask=there, other=0.0).to(tl.float32)
+        bits = tl.load(Lse + (batch * n_heads + head) * n_rows + row, mask=live, other=float("inf"))
+        s = capped(tl.sum(q * k, 1), inner, softcap, SOFTCAP)
+        tl.store(Prob + head * n_pairs + pair, tl.exp2(s * c - bits), mask=live)

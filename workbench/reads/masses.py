@@ -14,6 +14,9 @@ from workbench.layer_view import LayerView, Seen
 from workbench.relations import RELATIONS
 from workbench.rows import Rows
 
+NEAR = {"self": (0, 1), "previous": (1, 2)}
+"""The relations that are a distance: from, and up to but not."""
+
 
 @dataclass(frozen=True)
 class Mass:
@@ -51,20 +54,25 @@ class Mass:
         return torch.einsum("bhrk,brk->bhr", view.pattern_BHRK, chosen_BRK)
 
     def ranges(self, rows: Rows) -> tuple[Range, ...]:
-        """The set without the relation, as ranges that share no key: the first, the last without them, the span without both."""
+        """The set as ranges that share no key: the first, the last without them, the span without both, the row's own or previous token without all."""
         first, last = rows.first(self.first), rows.last(self.last)
         last = torch.maximum(last[0], first[1]), last[1]
         parts = [first] * bool(self.first) + [last] * bool(self.last)
         if self.span is not None:
             low, high = rows.span(self.span)
             parts.append((torch.maximum(low, first[1]) if self.first else low, torch.minimum(high, last[0]) if self.last else high))
+        if self.at in NEAR:
+            key_BR, end_BR = rows.between(*NEAR[self.at])
+            for low, high in parts:
+                end_BR = torch.where((key_BR >= low) & (key_BR < high), key_BR, end_BR)
+            parts.append((key_BR, end_BR))
         return tuple(parts)
 
     def wanted(self, rows: Rows) -> Wanted:
-        """A mass for every range, and one for the related keys outside of them."""
+        """A mass for every range, and one for the related keys outside of them that are no range."""
         ranges = self.ranges(rows)
         wanted = Wanted(ranges={(self, number): part for number, part in enumerate(ranges)})
-        return wanted if self.at is None else wanted | Wanted(singles={(self, self.at): rows.related(self.at, ranges)})
+        return wanted if self.at is None or self.at in NEAR else wanted | Wanted(singles={(self, self.at): rows.related(self.at, ranges)})
 
     def streamed(self, seen: Seen) -> Float[Tensor, "B H R"]:
         """The masses of the parts."""
