@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from workbench import formats
 from workbench.errors import InputError
 from workbench.formats import FORMATS, Export, read, write
+from workbench.formats._reading import matrix
 from workbench.formats.duo import ranks
 from workbench.formats.headvis import metric, probe
 from workbench.heads import Head, ModelCard, Shape
@@ -92,6 +93,7 @@ def same(a, b):
 def test_every_module_is_a_format_and_says_what_it_is():
     modules = [module.name for module in pkgutil.iter_modules(formats.__path__) if not module.name.startswith("_")]
     assert list(FORMATS) == sorted(modules)
+    assert formats._discover() == FORMATS
     assert set(FORMATS) == {"workbench", "retrieval_head", "duo", "minference", "razor", "compresskv", "qrhead", "headvis", "parquet"}
     for name, form in FORMATS.items():
         assert importlib.import_module(f"workbench.formats.{name}").FORMAT is form
@@ -154,8 +156,9 @@ def test_a_file_tells_the_shape_or_the_model_is_asked_for(tmp_path, name):
     if FORMATS[name].knows_shape:
         assert read(path, name).card == CARD
     else:
-        with pytest.raises(InputError, match=r"does not tell the model's shape; say which model it belongs to with --model"):
+        with pytest.raises(InputError, match="does not tell the model's shape; say which model it belongs to with --model") as caught:
             read(path, name)
+        assert str(caught.value).startswith(f"{path} does not")
     assert read(str(path), name, CARD).card == CARD
 
 
@@ -194,7 +197,8 @@ def test_a_name_is_used_or_refused(tmp_path, name):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_missing_file_is_named(tmp_path, name):
-    with pytest.raises(InputError, match="none"):
+    message = "none is not a Parquet file that can be read" if name == "parquet" else "^cannot read [^:]*none[^:]*: No such file or directory$"
+    with pytest.raises(InputError, match=message):
         read(tmp_path / "none", name, CARD)
 
 
@@ -217,6 +221,13 @@ def test_workbench_and_parquet_lose_nothing(tmp_path):
             path = written(tmp_path, name, labels)
             assert same(read(path, name), labels)
             assert same(read(path, name, CARD), labels)
+
+
+@pytest.mark.parametrize("name", ["workbench", "parquet", "headvis"])
+def test_a_file_holds_no_nan_that_is_no_json(tmp_path, name):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        written(tmp_path, name, HeadLabels(CARD, {}, {"p": RETRIEVAL_LH}, provenance={"seconds": float("nan")}))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_retrieval_head_is_one_line_layer_by_layer(tmp_path):
@@ -257,13 +268,14 @@ ROWS = "7.500000000000000000e-01\t5.000000000000000000e-01\n1.000000000000000000
 def test_duo_is_the_rank_of_each_kv_head_and_a_config(tmp_path):
     path = written(tmp_path, "duo")
     assert (path / "full_attention_heads.tsv").read_bytes() == ROWS.encode()
-    assert json.loads((path / "config.json").read_text(encoding="utf-8")) == {
+    config = {
         "model_name": "owner/toy-1B",
         "sink_size": 128,
         "recent_size": 256,
         "scores": "ranks in (0, 1] of the max over each group of the probe retrieval",
         "model": LABELS.to_json()["model"],
     }
+    assert (path / "config.json").read_text(encoding="utf-8") == json.dumps(config, indent=2) + "\n"
     labels = read(path, "duo")
     np.testing.assert_array_equal(labels.scores["duo_gate"], [[0.75, 0.75, 0.5, 0.5], [1, 1, 0.25, 0.25]])
     assert dict(labels.provenance) == {"format": "duo", "file": "pattern", "sink": 128, "recent": 256}
@@ -385,6 +397,12 @@ def test_razor_reads_a_layer_that_is_missing_as_one_without_heads(tmp_path):
     assert names(read(tmp_path / "f.json", "razor", CARD).heads("razor")) == ["L1H2", "L1H3"]
 
 
+def test_razor_reads_a_layer_without_heads_of_a_model_with_one_kv_head(tmp_path):
+    (tmp_path / "f.json").write_text('{"0": [], "1": [0]}', encoding="utf-8")
+    labels = read(tmp_path / "f.json", "razor", ModelCard("one", "o", "", Shape(2, 2, 1, 8, 32)))
+    assert names(labels.heads("razor")) == ["L1H0", "L1H1"]
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".PT", ".pth", ".pkl", ".bin"])
 def test_razor_pickles_are_neither_read_nor_written(tmp_path, suffix):
     path = tmp_path / f"file{suffix}"
@@ -399,11 +417,21 @@ def test_compresskv_is_the_order_of_each_layer(tmp_path):
     assert path.read_text(encoding="utf-8") == ('{\n  "0": [\n    1,\n    2,\n    3,\n    0\n  ],\n  "1": [\n    2,\n    0,\n    3,\n    1\n  ]\n}\n')
     labels = read(path, "compresskv", CARD)
     np.testing.assert_array_equal(labels.scores["semantic_retrieval"], [[0.25, 1, 0.75, 0.5], [0.75, 0.25, 1, 0.5]])
-    assert labels.provenance["scores"].startswith("ranks")
+    scores = "ranks within the layer: 1 is the strongest head, 1/H the weakest"
+    assert dict(labels.provenance) == {"format": "compresskv", "file": "file.json", "scores": scores}
     again = written(tmp_path, "compresskv", labels)
     np.testing.assert_array_equal(read(again, "compresskv", CARD).scores["semantic_retrieval"], labels.scores["semantic_retrieval"])
     path = written(tmp_path, "compresskv", probe="retrieval")
     assert json.loads(path.read_text(encoding="utf-8")) == {"0": [0, 2, 1, 3], "1": [1, 3, 0, 2]}
+
+
+def test_compresskv_and_duo_give_equal_scores_to_the_earlier_head_however_many_there_are(tmp_path):
+    scores = {name: np.tile([0.5, 1.0], (2, 32)) for name in ("semantic_retrieval", "retrieval")}
+    labels = HeadLabels(ModelCard("wide", "o", "", Shape(2, 64, 64, 8, 512)), {}, scores)
+    order = [*range(1, 64, 2), *range(0, 64, 2)]
+    assert json.loads(written(tmp_path, "compresskv", labels).read_text(encoding="utf-8")) == {"0": order, "1": order}
+    gate_LG = np.loadtxt(written(tmp_path, "duo", labels) / "full_attention_heads.tsv", delimiter="\t")
+    assert np.argsort(-gate_LG, axis=None).tolist() == [*range(1, 128, 2), *range(0, 128, 2)]
 
 
 def test_qrhead_is_a_configuration(tmp_path):
@@ -424,6 +452,16 @@ def test_qrhead_reads_the_files_of_others(tmp_path):
     assert labels.provenance["model_name_or_path"] is None
     (tmp_path / "b.yaml").write_text("attn_head_set: full_heads\nmodel_base_class: x\n", encoding="utf-8")
     assert len(read(tmp_path / "b.yaml", "qrhead", CARD).heads("query_focused_retrieval")) == 8
+
+
+@pytest.mark.parametrize("name", ["toy", "owner/toy", "models/owner/toy"])
+def test_qrhead_takes_the_class_of_a_model_from_the_last_part_of_its_name(tmp_path, name):
+    labels = HeadLabels(ModelCard(name, "o", "", SHAPE), LABELS.labels, {})
+    assert yaml.safe_load(written(tmp_path, "qrhead", labels).read_text(encoding="utf-8")) == {
+        "attn_head_set": "0-0,1-1",
+        "model_base_class": "toy",
+        "model_name_or_path": name,
+    }
 
 
 def test_qrhead_needs_a_head(tmp_path):
@@ -468,6 +506,7 @@ def test_headvis_is_a_tree(tmp_path):
     }
     assert sorted(file.name for file in (path / "heads").iterdir()) == sorted(f"{head}.json" for head in SHAPE.heads())
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    assert (path / "config.json").read_text(encoding="utf-8") == json.dumps(config, indent=1)
     assert config["model_name"] == "owner/toy-1B"
     assert config["heads"] == [[head.layer, head.index] for head in SHAPE.heads()]
     assert (config["n_layers"], config["n_heads"], config["has_umap"]) == (2, 4, False)
@@ -499,8 +538,15 @@ def test_headvis_metrics_that_are_not_ours_keep_their_names(tmp_path):
         assert probe(metric(name)) == name
 
 
+@pytest.mark.parametrize("name", ["self_attention_score", "pattern_entropy", "qk_distance", "logit_std"])
+def test_a_metric_of_headvis_is_written_and_read_under_its_own_name(tmp_path, name):
+    path = written(tmp_path, "headvis", HeadLabels(CARD, {}, {name: RETRIEVAL_LH}))
+    assert json.loads((path / "scatter_data.json").read_text(encoding="utf-8"))[2] == {"layer": 0, "head": 2, name: 0.25}
+    assert list(read(path, "headvis").scores) == [name]
+
+
 def test_headvis_needs_scores_and_a_metric_for_each(tmp_path):
-    with pytest.raises(InputError, match="headvis shows scores, and these labels have none"):
+    with pytest.raises(InputError, match=r"^headvis shows scores, and these labels have none$"):
         written(tmp_path, "headvis", HeadLabels(CARD, {}, {}))
     with pytest.raises(InputError, match="one metric for two of these probes: previous_token, prev_token"):
         written(tmp_path, "headvis", HeadLabels(CARD, {}, {"previous_token": RETRIEVAL_LH, "prev_token": RETRIEVAL_LH}))
@@ -625,6 +671,7 @@ def test_text_that_is_no_utf8_says_where(tmp_path):
         ("0\t1\n1\t-inf\n", "'-inf' is not a finite number"),
         ("0 1\n1 0\n", "'0 1' is not a finite number"),
         ("0\t1\n1\t\n", "'' is not a finite number"),
+        ("0\t1\n1\t" + "x" * 50, f": '{'x' * 40}' is not a finite number"),
     ],
 )
 def test_a_duo_table_that_is_not_one_is_refused(tmp_path, table, message):
@@ -654,6 +701,22 @@ def test_a_duo_config_that_is_not_one_is_refused(tmp_path, config, message):
     with pytest.raises(InputError, match=message) as caught:
         read(path, "duo", CARD)
     assert str(path / "config.json") in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "config"), [("duo", {"sink_size": 1, "recent_size": 1}), ("headvis", {})])
+def test_a_folder_of_others_does_not_tell_the_model(tmp_path, name, config):
+    path = written(tmp_path, name)
+    (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(InputError, match="does not tell the model's shape") as caught:
+        read(path, name)
+    assert str(caught.value).startswith(f"{path} does not")
+    assert read(path, name, CARD).card == CARD
+
+
+def test_a_matrix_is_of_floats_and_needs_every_head(tmp_path):
+    assert matrix(tmp_path, CARD, [(head.layer, head.index, 1) for head in SHAPE.heads()]).dtype == float
+    with pytest.raises(InputError, match="has 0 heads in 0 layers × 0; owner/toy-1B has 8 in 2 layers × 4 query heads"):
+        matrix(tmp_path, CARD, [])
 
 
 def test_duo_and_headvis_need_all_their_files(tmp_path):

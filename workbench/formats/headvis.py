@@ -46,10 +46,11 @@ def _write(labels: HeadLabels, path: Path, _export: Export) -> list[Path]:
         raise InputError("headvis shows scores, and these labels have none")
     if len({metric(name) for name in labels.scores}) < len(labels.scores):
         raise InputError(f"headvis has one metric for two of these probes: {', '.join(labels.scores)}")
+    config = json.dumps(_config(labels), indent=1, allow_nan=False)
     rows = {head: {metric(name): float(score[head.layer, head.index]) for name, score in labels.scores.items()} for head in labels.labels}
     heads = [write_text(path / "heads" / f"{head}.json", json.dumps(_head(labels, head, row))) for head, row in rows.items()]
     scatter = [{"layer": head.layer, "head": head.index, **row} for head, row in rows.items()]
-    return [*heads, write_text(path / _SCATTER, json.dumps(scatter)), write_text(path / _CONFIG, json.dumps(_config(labels), indent=1))]
+    return [*heads, write_text(path / _SCATTER, json.dumps(scatter)), write_text(path / _CONFIG, config)]
 
 
 def _head(labels: HeadLabels, head: Head, row: dict[str, float]) -> dict[str, object]:
