@@ -137,6 +137,8 @@ def test_a_choice_is_used_or_refused(tmp_path, name, choice):
 def test_all_choices_that_are_not_used_are_named(tmp_path):
     with pytest.raises(InputError, match="razor has no use for probe, sink; it takes label"):
         write(LABELS, tmp_path / "x", "razor", Export(probe="retrieval", label="retrieval", sink=0))
+    with pytest.raises(InputError, match=r"duo has no use for label; it takes probe, reduction, sink, recent$"):
+        write(LABELS, tmp_path / "x", "duo", Export(label="retrieval"))
     with pytest.raises(InputError, match="parquet has no use for label; it takes no options"):
         write(LABELS, tmp_path / "x", "parquet", Export(label="retrieval"))
 
@@ -599,6 +601,7 @@ DAMAGED = [
     ("minference", [3, {}], "3 is not of type 'object'"),
     ("razor", {}, r"at \$"),
     ("razor", {"0": 1}, "1 is not of type 'array'"),
+    ("razor", {"0": "x" * 300}, f": '{'x' * 199}$"),
     ("razor", {"0": [1, 1]}, "non-unique"),
     ("razor", {"0": [-1]}, "-1 is less than the minimum of 0"),
     ("razor", {"x": [1]}, "'x' does not match"),
@@ -630,7 +633,7 @@ def test_json_that_is_not_the_tools_is_refused_with_file_and_reason(tmp_path, na
     [
         ("", "is not JSON that can be read: Expecting value"),
         ('{"0": [1]', "is not JSON that can be read"),
-        ('{"0": [1], "0": [0]}', "an object has the same key twice"),
+        ('{"0": [1], "0": [0]}', r"is not JSON that can be read: an object has the same key twice$"),
         ("[" * 100_000, "is not JSON that can be read"),
     ],
 )
@@ -818,7 +821,7 @@ def test_a_parquet_table_that_is_not_ours_is_refused(tmp_path, change, message):
     pq.write_table(change(pq.read_table(path)), path)
     with pytest.raises(InputError, match=message) as caught:
         read(path, "parquet", CARD)
-    assert str(path) in str(caught.value)
+    assert str(caught.value).count(str(path)) == 1
 
 
 # ---- fuzz: only ever a value or an InputError that names the file

@@ -53,8 +53,9 @@ def _read(path: Path, _card: ModelCard | None, _name: str) -> HeadLabels:
         raise InputError(f"{path} needs the columns {', '.join(_COLUMNS.names)} as written by the workbench; it has {', '.join(table.schema.names)}")
     if facts is None:
         raise InputError(f"{path} lacks the metadata {SCHEMA}; it was not written by the workbench")
+    checked(facts, _METADATA, path)
     try:
-        return HeadLabels.from_json({**checked(facts, _METADATA, path), "heads": _heads(rows)})
+        return HeadLabels.from_json({**facts, "heads": _heads(rows)})
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
