@@ -196,6 +196,11 @@ def test_the_rules_of_the_project_are_the_default_and_the_null_counts():
     assert set(labels.rules) == {"retrieval"}
 
 
+def test_a_rule_of_kv_heads_labels_the_groups_of_the_model():
+    rules = {"razor": rule(label="razor", kind="top_share", value=0.25, per_kv_head=True)}
+    assert [str(head) for head in label(scores_of(retrieval=SCORE_LH), rules).heads("razor")] == ["L0H2", "L0H3"]
+
+
 def test_no_rules_are_no_labels():
     assert label(scores_of(retrieval=SCORE_LH), {}).counts() == {}
 
@@ -235,6 +240,12 @@ def test_a_score_that_is_no_number_is_never_exported(value):
     score_LH[1, 2] = value
     with pytest.raises(InputError, match=f"toy, L1H2: the retrieval score is {value}; such scores are never exported"):
         labels_of(scores={"retrieval": score_LH})
+
+
+def test_whole_scores_become_floats():
+    labels = labels_of(scores={"retrieval": np.arange(8).reshape(2, 4)})
+    assert labels.scores["retrieval"].dtype == float
+    assert labels.scores["retrieval"].ravel().tolist() == list(range(8))
 
 
 def test_scores_of_another_shape_are_refused():
@@ -316,6 +327,17 @@ def test_saving_and_loading_is_the_identity(tmp_path):
     assert "tøy ×" in odd.save(tmp_path / "heads.json").read_text(encoding="utf-8")
 
 
+def test_a_model_of_one_head_comes_back():
+    labels = HeadLabels(ModelCard("one", "o", "", Shape(1, 1, 1, 8, 8)), {Head(0, 0): ("a",)}, {"p": np.array([[0.5]])})
+    assert same(HeadLabels.from_json(labels.to_json()), labels)
+
+
+def test_what_json_cannot_hold_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        labels_of(provenance={"seconds": float("inf")}).save(tmp_path / "heads.json")
+    assert list(tmp_path.iterdir()) == []
+
+
 @settings(max_examples=30)
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=8, max_size=8), st.lists(st.lists(st.text(min_size=1), unique=True), max_size=8))
 def test_any_finite_scores_and_any_labels_come_back(scores, names):
@@ -377,6 +399,7 @@ BROKEN = [
     (("model", "shape"), "n_kv_heads", 3, "not the shape of an attention model"),
     (("model", "shape"), "n_layers", 3, "8 heads for 3 layers × 4 query heads"),
     (("model", "shape"), "n_kv_heads", 4, "L0H1: its layer, index, KV head or scores contradict"),
+    (("model",), "origin", ["x" * 300], rf"at \$.model.origin: \['{'x' * 198}$"),
     ((), "provenance", [], r"at \$.provenance"),
     ((), "evidence", {"retrieval": 3}, r"at \$.evidence.retrieval"),
     (("rules", "retrieval"), "kind", "best", r"at \$.rules.retrieval.kind"),
