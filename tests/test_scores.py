@@ -47,18 +47,21 @@ def test_constant_samples_have_no_spread_and_an_interval_of_one_point():
     np.testing.assert_allclose(table[["score", "ci_low", "ci_high"]], 0.25)
 
 
+@pytest.mark.filterwarnings("error")
 def test_one_sample_has_a_score_but_no_spread_and_no_interval():
     table = summarise("p", CARD, samples(FIRST), NULL_LH)
     assert table["score"].tolist() == FIRST
     assert (table["n"] == 1).all()
     assert table[["std", "ci_low", "ci_high"]].isna().all(axis=None)
+    assert (table[["std", "ci_low", "ci_high"]].dtypes == np.float64).all()
 
 
 def test_two_samples_have_an_interval():
-    table = summarise("p", CARD, samples([0.0] * 8, [1.0] * 8), NULL_LH)
-    stretch = 2**0.5 * 12.7062 / 1.95996  # Student's quantile at one degree of freedom over the normal one; the percentiles are 0 and 1
-    np.testing.assert_allclose(table["ci_low"], 0.5 - 0.5 * stretch, rtol=1e-4)
-    np.testing.assert_allclose(table["ci_high"], 0.5 + 0.5 * stretch, rtol=1e-4)
+    mean = np.arange(8.0)
+    table = summarise("p", CARD, samples([0.0] * 8, 2 * mean), NULL_LH)
+    stretch = 2**0.5 * 12.7062 / 1.95996  # Student's quantile at one degree of freedom over the normal one; the percentiles are 0 and 2 × mean
+    np.testing.assert_allclose(table["ci_low"], mean - mean * stretch, rtol=1e-4)
+    np.testing.assert_allclose(table["ci_high"], mean + mean * stretch, rtol=1e-4)
 
 
 def test_the_interval_of_coin_flips_is_that_of_the_binomial():
@@ -86,8 +89,11 @@ def test_a_lower_level_is_a_narrower_interval_and_a_seed_repeats_it():
     assert (score_NLH.mean(axis=0) < high_half).all()
 
 
-def test_the_seed_of_a_summary_is_used():
+def test_the_seed_of_a_summary_is_used_and_zero_unless_given():
     score_NLH = np.random.default_rng(1).random((20, 2, 4))
+    default = summarise("p", CARD, score_NLH, NULL_LH)
+    np.testing.assert_array_equal(default["ci_low"], bootstrap_interval(score_NLH, level=0.95, draws=1000, seed=0)[0].ravel())
+    np.testing.assert_array_equal(bootstrap_interval(score_NLH), bootstrap_interval(score_NLH, level=0.95, draws=1000, seed=0))
     table = summarise("p", CARD, score_NLH, NULL_LH, seed=5)
     np.testing.assert_array_equal(table["ci_low"], bootstrap_interval(score_NLH, seed=5)[0].ravel())
     np.testing.assert_array_equal(table["ci_high"], bootstrap_interval(score_NLH, seed=5)[1].ravel())
@@ -130,8 +136,24 @@ def test_the_top_is_sorted_named_and_ties_go_to_the_earlier_head():
 
 def test_the_top_is_ten_unless_asked():
     card = ModelCard("wide", "memory", "", Shape(1, 12, 12, 8, 96))
-    table = summarise("retrieval", card, np.arange(12.0).reshape(1, 1, 12), np.zeros((1, 12)))
-    assert HeadScores(card, table, {}, {}).top()["head"].tolist() == [11, 10, 9, 8, 7, 6, 5, 4, 3, 2]
+    tables = [summarise(probe, card, np.arange(12.0).reshape(1, 1, 12), np.zeros((1, 12))) for probe in ("retrieval", "other")]
+    scores = HeadScores(card, pd.concat(tables, ignore_index=True), {}, {})
+    assert scores.top()["head"].tolist() == [11, 10, 9, 8, 7, 6, 5, 4, 3, 2]
+    assert list(scores.agreement().columns) == ["probe", "other", "spearman", "top10_overlap"]
+    assert set(rank_agreement(np.arange(12.0), np.arange(12.0))) == {"spearman", "top10_overlap"}
+
+
+def test_ties_of_the_top_go_to_the_earlier_layer_then_to_the_earlier_head():
+    top = HeadScores(CARD, scores_of(retrieval=[0, 1, 0, 1, 1, 0, 1, 0]).table.iloc[::-1], {}, {}).top(5)
+    assert top["name"].tolist() == ["L0H1", "L0H3", "L1H0", "L1H2", "L0H0"]
+    assert tuple(top.columns) == (*COLUMNS, "name")
+
+
+def test_of_many_ties_the_earlier_heads_are_the_top():
+    tied = np.tile([1.0, 0.5], 32)
+    first = (np.arange(64) < 20) * tied
+    assert rank_agreement(tied, first)["top10_overlap"] == 1.0
+    assert rank_agreement(tied, np.arange(64.0)[::-1])["top10_overlap"] == 0.5
 
 
 def test_agreement_of_two_rankings_by_hand():
@@ -149,6 +171,11 @@ def test_ties_share_their_mean_rank():
     assert result["spearman"] == pytest.approx(np.sqrt(3) / 2)
 
 
+def test_two_different_values_are_enough_for_a_rank_correlation():
+    assert rank_agreement(np.array([0.0, 0.0, 1.0, 1.0]), np.array([0.0, 0.0, 5.0, 5.0]))["spearman"] == pytest.approx(1)
+
+
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("constant", ["first", "second"])
 def test_a_constant_score_has_no_rank_correlation(constant):
     one, other = np.ones(4), np.arange(4.0)
@@ -174,6 +201,11 @@ def test_a_score_that_is_no_number_is_refused_with_model_probe_layer_and_head(va
     table.loc[6, "score"] = value
     with pytest.raises(InputError, match=f"toy, L1H2: the induction score is {value}"):
         HeadScores(CARD, table, {}, {})
+
+
+def test_scores_may_be_numbers_of_any_type():
+    table = scores_of(a=FIRST).table.astype({"score": object})
+    assert HeadScores(CARD, table, {}, {}).matrix("a").ravel().tolist() == FIRST
 
 
 def test_a_table_needs_its_columns():

@@ -63,7 +63,7 @@ class HeadScores:
 
     def top(self, k: int = 10, probe: str = "retrieval") -> pd.DataFrame:
         """The k strongest heads of a probe, strongest first, ties in layer order, with a column `name` such as `L18H7`."""
-        rows = self._of(probe).sort_values(["score", "layer", "head"], ascending=[False, True, True], kind="stable").head(k)
+        rows = self._of(probe).sort_values(["score", "layer", "head"], ascending=[False, True, True]).head(k)
         names = [str(Head(layer, head)) for layer, head in zip(rows["layer"], rows["head"], strict=True)]
         return rows.assign(name=names).reset_index(drop=True)
 
