@@ -10,7 +10,7 @@ import torch
 from eager import WINDOWED, eager, random_ids, random_prompts, tiny
 from torch import nn
 
-from workbench import attention, captures
+from workbench import attention, implementations, passes
 from workbench.attention import Tap
 from workbench.captures import Capture, capture, from_patterns, generate
 from workbench.edits import PHASES, Ablate, Reference
@@ -112,7 +112,9 @@ def test_a_read_that_was_not_made_is_refused_with_those_that_were():
 def test_provenance_says_how_it_was_made():
     edit = Ablate((Head(0, 1),), "uniform", "decode")
     seen = capture(tiny("llama"), random_prompts(), [], [edit])
-    assert dict(seen.provenance) == {"implementation": "reference", "dtype": "float32", "device": "cpu", "edits": [edit.describe()]}
+    assert dict(seen.provenance) == {"implementation": "torch", "dtype": "float32", "device": "cpu", "edits": [edit.describe()]}
+    for name in ("reference", "torch"):
+        assert capture(tiny("llama"), random_prompts(), [], implementation=name).provenance["implementation"] == name
     assert seen.card == tiny("llama").card
     assert capture(random_model("llama", dtype=torch.bfloat16), random_prompts(), []).provenance["dtype"] == "bfloat16"
 
@@ -155,29 +157,30 @@ def watched(monkeypatch):
 
 @pytest.mark.parametrize(("architecture", "group", "kv_heads"), [("llama", 3, 2), ("gpt2", 1, 4), ("qwen2", 4, 1)])
 def test_reads_are_shown_one_kv_head_at_a_time_and_their_rows_only(architecture, group, kv_heads, watched):
-    capture(tiny(architecture), random_prompts(2, rows={"some": np.array([[3, 9, 4], [0, 1, 2]])}), [Watch(), Watch("some")])
+    prompts = random_prompts(2, rows={"some": np.array([[3, 9, 4], [0, 1, 2]])})
+    capture(tiny(architecture), prompts, [Watch(), Watch("some")], implementation="reference")
     assert Counter(shape for shape, _ in watched) == {(2, group, 20, 20): 2 * kv_heads, (2, group, 3, 20): 2 * kv_heads}
 
 
 @pytest.mark.parametrize("edits", [[], [Ablate((Head(0, 0), Head(1, 5)), "uniform")]])
 def test_no_two_patterns_are_ever_held(monkeypatch, watched, edits):
-    alive, whole = [], attention._Attend.pattern
+    alive, whole = [], implementations.Reference._pattern
 
-    def pattern(self, *args):
+    def pattern(*args):
         alive.append(sum(held() is not None for _, held in watched))
-        made = whole(self, *args)
+        made, lse = whole(*args)
         watched.append((tuple(made.shape), weakref.ref(made)))
-        return made
+        return made, lse
 
-    monkeypatch.setattr(attention._Attend, "pattern", pattern)
-    capture(tiny("llama"), random_prompts(2), [Entropy(), Received()], edits)
+    monkeypatch.setattr(implementations.Reference, "_pattern", staticmethod(pattern))
+    capture(tiny("llama"), random_prompts(2), [Entropy(), Received()], edits, implementation="reference")
     assert len(alive) >= 4
     assert not any(alive)
 
 
 def test_every_layer_is_visited_once(monkeypatch):
     taps = []
-    monkeypatch.setattr(captures, "Tap", lambda *args, **more: taps.append(Tap(*args, **more)) or taps[-1])
+    monkeypatch.setattr(passes, "Tap", lambda *args, **more: taps.append(Tap(*args, **more)) or taps[-1])
     for architecture in ("llama", "gpt2"):
         capture(tiny(architecture), random_prompts(), ALL[:1])
     capture(random_model("llama", num_hidden_layers=3), random_prompts(), [])
@@ -195,12 +198,12 @@ def test_the_same_question_gives_the_same_bits():
 
 
 @pytest.mark.parametrize(("length", "fits"), [(12, True), (13, False)])
-def test_prompts_longer_than_the_context_are_refused(length, fits):
-    model = random_model("llama", max_position_embeddings=12)
+def test_prompts_longer_than_the_learned_positions_are_refused(length, fits):
+    model = random_model("gpt2", n_positions=12)
     if fits:
         assert capture(model, random_prompts(1, length), [Entropy()])[Entropy()].shape[-1] == length
     else:
-        with pytest.raises(InputError, match=r"^13 tokens do not fit the context of tiny-llama, 12$"):
+        with pytest.raises(InputError, match=r"^13 tokens do not fit tiny-gpt2, which has 12 learned positions$"):
             capture(model, random_prompts(1, length), [])
 
 
@@ -210,15 +213,10 @@ def test_ids_that_the_model_does_not_know_are_refused(bad):
         capture(tiny("llama"), Prompts(np.array([[5, bad, 7]])), [])
 
 
-def test_texts_of_different_lengths_are_refused():
-    with pytest.raises(InputError, match=r"must have equally many tokens, got \[4, 3\]; capture them one by one"):
-        capture(tiny("llama"), ["abc", "ab"], [])
-
-
 @pytest.mark.parametrize(("room", "fits"), [(0, True), (1, False)])
 def test_a_whole_pattern_that_is_too_large_is_refused_before_it_is_made(monkeypatch, room, fits):
     size = 4 * 2 * 2 * 6 * 20 * 20  # float32, two prompts, two layers, six heads, twenty tokens
-    monkeypatch.setattr(captures, "LARGEST_PATTERN", size - room)
+    monkeypatch.setattr(passes, "LARGEST_PATTERN", size - room)
     if fits:
         assert capture(tiny("llama"), random_prompts(), [Pattern()])[Pattern()].nbytes == size
     else:
@@ -231,7 +229,7 @@ def test_the_largest_pattern_is_four_gibibytes():
     model = tiny("llama")
     with pytest.raises(InputError, match=r"Pattern\(\) of 4096 tokens takes 4\.5 GiB"):
         capture(model, random_prompts(6, 4096), [Pattern()])  # 4 × 6 × 2 × 6 × 4096² bytes
-    assert captures.LARGEST_PATTERN == 4 * 2**30
+    assert passes.LARGEST_PATTERN == 4 * 2**30
 
 
 OUT_OF_MEMORY = [
@@ -248,10 +246,10 @@ def test_running_out_of_memory_says_what_lowers_it(monkeypatch, run, error):
         raise error
 
     monkeypatch.setattr(Tap, "__call__", fail)
-    message = r"^out of memory: 1 × 4096 tokens take about 0\.56 GiB for the probabilities of one KV head.*--lengths.*--dtype bfloat16"
+    message = r"^out of memory.*: 1 × 4096 tokens take about 0\.56 GiB for the probabilities of one KV head.*--implementation torch or triton.*--lengths"
     model = HFModel("x", "x", random_model("llama", max_position_embeddings=5000).hf)
     with pytest.raises(InputError, match=message) as caught:  # 4 × 3 heads × 4096² × 3 bytes
-        run(model, random_prompts(1, 4096), [])
+        run(model, random_prompts(1, 4096), [], implementation="reference")
     assert caught.value.__cause__ is error
 
 
@@ -266,12 +264,21 @@ def test_other_errors_pass_through(monkeypatch, error):
     assert caught.value is error
 
 
-@pytest.mark.parametrize("without", ["attention_mask", "scaling"])
-def test_an_attention_without_mask_or_scale_is_an_error_and_no_silence(without):
+def test_the_reference_without_a_mask_is_an_error_and_no_silence():
+    """An attention name without a mask function gets none, without a word; the other implementations need none."""
+    x, module = torch.ones(1, 1, 1, 1), nn.Module()
+    module.workbench_tap = (0, Tap(random_prompts(1, 1), [], implementation="reference"))
+    with pytest.raises(RuntimeError, match="no mask: the workbench's mask function was not used"):
+        attention._attention(module, x, x, x, None, 1.0)
+    module.workbench_tap = (0, Tap(random_prompts(1, 1), [], implementation="torch"))
+    assert torch.equal(attention._attention(module, x, x, x, None, 1.0)[0], x)
+
+
+@pytest.mark.parametrize("scaling", [None, 0.0, -0.5])
+def test_an_attention_that_scales_in_an_unknown_way_is_an_error(scaling):
     x = torch.zeros(1, 1, 1, 1)
-    given = {"attention_mask": x.bool(), "scaling": 1.0, without: None}
-    with pytest.raises(RuntimeError, match="no mask or no scale: the workbench's mask function was not used"):
-        attention._attention(nn.Module(), x, x, x, **given)
+    with pytest.raises(RuntimeError, match=f"the model scales its attention scores by {scaling}, which the workbench does not know"):
+        attention._attention(nn.Module(), x, x, x, x.bool(), scaling)
 
 
 def test_learned_sinks_are_refused():
@@ -424,10 +431,10 @@ def test_decoding_edits_do_not_reach_the_prefilled_rows():
 
 @pytest.mark.parametrize(
     ("prompts", "tokens"),
-    [(random_prompts(2), 5), (random_prompts(1, 1), 5), (random_prompts(1, 2), 0)],
+    [(random_prompts(2), 5), (random_prompts(1, 1), 5), (random_prompts(1, 2), 0), (random_prompts(1, 4, padding=np.array([1])), 5)],
 )
 def test_generation_takes_one_prompt_of_two_tokens_and_makes_one(prompts, tokens):
-    with pytest.raises(InputError, match="generation takes one prompt of at least two tokens at a time, and makes at least one token"):
+    with pytest.raises(InputError, match="generation takes one prompt of at least two tokens at a time, without padding, and makes at least one token"):
         generate(tiny("llama"), prompts, [], max_new_tokens=tokens)
 
 
@@ -439,12 +446,12 @@ def test_reads_that_do_not_fit_a_generation_are_refused(read):
 
 
 @pytest.mark.parametrize(("tokens", "fits"), [(4, True), (5, False)])
-def test_an_answer_beyond_the_context_is_refused(tokens, fits):
-    model = HFModel("name", "x", random_model("llama", max_position_embeddings=24).hf)
+def test_an_answer_beyond_the_learned_positions_is_refused(tokens, fits):
+    model = HFModel("name", "x", random_model("gpt2", n_positions=24).hf)
     if fits:
         assert generate(model, question(), [], max_new_tokens=tokens).prompts.length == 24
     else:
-        with pytest.raises(InputError, match=r"^25 tokens do not fit the context of name, 24$"):
+        with pytest.raises(InputError, match=r"^25 tokens do not fit name, which has 24 learned positions$"):
             generate(model, question(), [], max_new_tokens=tokens)
 
 
@@ -465,3 +472,11 @@ def test_a_generation_leaves_no_trace():
 def test_a_capture_of_given_patterns_says_whose_they_are():
     card = tiny("llama").card
     assert from_patterns(card, random_prompts(), np.zeros((2, 1, 5, 20, 20)), [Entropy()]).card is card
+
+
+def test_a_mean_over_rows_takes_one_number_per_row_and_more_than_one_sampled_row():
+    seen = capture(tiny("llama"), random_prompts(2, 20), [Peak(), Entropy()], sample=2)
+    with pytest.raises(InputError, match="gives several numbers per row: prob, key$"):
+        seen.over_rows(Peak())
+    with pytest.raises(InputError, match="^only one sampled row is left from the 10th token on; sample more rows$"):
+        seen.standard_error(Entropy(), 10)

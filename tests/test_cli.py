@@ -122,6 +122,75 @@ def test_an_unknown_name_is_refused_and_the_valid_ones_listed(command, option, v
     assert all(name in said for name in valid)
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """What each capture of the commands was asked for."""
+    seen = []
+
+    def watched(model, prompts, reads, edits, **way):
+        seen.append({**way, "length": prompts.length, "count": prompts.count})
+        return captures.capture(model, prompts, reads, edits, **way)
+
+    monkeypatch.setattr(measure, "capture", watched)
+    return seen
+
+
+def test_how_passes_are_made_reaches_every_capture(folder, asked):
+    one = ("score", "-m", folder, "--probe", "duplicate_token")
+    result = run(*one, "--implementation", "torch", "--length", "128", "--chunk", "50", "--sample-rows", "20", "--json")
+    assert result.exit_code == 0, result.output
+    assert {tuple(sorted(how.items())) for how in asked} == {
+        (("chunk", 50), ("count", count), ("implementation", "torch"), ("length", 129), ("sample", 20)) for count in {how["count"] for how in asked}
+    }
+    plain = run(*one, "--implementation", "reference", "--length", "128", "--json")
+    assert [data["provenance"]["implementation"] for data in map(json.loads, (result.stdout, plain.stdout))] == ["torch", "reference"]
+    assert asked[-1] == {"chunk": None, "count": asked[-1]["count"], "implementation": "reference", "length": 129, "sample": None}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--implementation", "flash"), ["auto", "reference", "torch", "triton"]),
+        (("--implementation", "reference", "--chunk", "20"), ["use torch or triton"]),
+        (("--chunk", "0"), ["at least one token"]),
+        (("--sample-rows", "1"), ["take 2 or more"]),
+        (("--length", "127"), ["--length is at least 128 tokens"]),
+        (("--length", "256", "--lengths", "300"), ["--lengths are those of the needle tests alone", "Give one of them"]),
+        (("--lengths", "300"), ["--lengths concerns none of the chosen probes: attention_sink"]),
+    ],
+)
+def test_ways_that_cannot_be_gone_are_refused(folder, tmp_path, options, said):
+    text = tmp_path / "text.txt"
+    text.write_text("In that year the river rose by a foot. " * 400, encoding="utf-8")
+    message = refused("score", "-m", folder, "--probe", "attention_sink", "--haystack", text, *options)
+    assert all(part in message for part in said), message
+
+
+def test_length_is_refused_where_it_concerns_no_probe(folder):
+    assert "--length concerns none of the chosen probes: copying" in refused("score", "-m", folder, "--probe", "copying", "--length", "256")
+
+
+def test_labels_of_longer_prompts(folder, asked, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("In that year the river rose by a foot. " * 400, encoding="utf-8")
+    wanted = ("-m", folder, "--probe", "attention_sink", "--probe", "previous_token", "--haystack", text, "--length", "256", "--json")
+    result = run("label", "-o", tmp_path / "h.json", *wanted)
+    assert result.exit_code == 0, result.output
+    assert {how["length"] for how in asked} == {256}
+    labels = HeadLabels.load(tmp_path / "h.json")
+    assert labels.scores.keys() == {"attention_sink", "previous_token"}
+    assert "length=256" in json.loads(result.stdout)["evidence"]["attention_sink"]["prompts"]
+    assert json.loads(run("plan", *wanted).stdout)["tokens"] == sum(how["length"] * how["count"] for how in asked)
+
+
+def test_labels_of_prompts_beyond_the_context_say_so(folder, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("In that year the river rose by a foot. " * 400, encoding="utf-8")
+    result = run("label", "-m", folder, "-o", tmp_path / "h.json", "--probe", "previous_token", "--haystack", text, "--length", "601", "--json")
+    assert result.exit_code == 0, result.output
+    assert "601 tokens are beyond the 600 that tiny-bytes was trained for" in (tmp_path / "h.json").read_text(encoding="utf-8")
+
+
 def test_an_unknown_rule_or_one_without_a_number_is_refused():
     said = refused("label", "--rule", "retreival=0.2")
     assert all(name in said for name in RULES)
@@ -140,7 +209,7 @@ def test_a_bug_is_no_user_error(folder, monkeypatch):
     def broken(*_, **__):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(captures, "_run", broken)
+    monkeypatch.setattr(captures, "run", broken)
     result = run("score", "-m", folder, *FAST)
     assert result.exit_code == 1
     assert isinstance(result.exception, ZeroDivisionError)
@@ -305,8 +374,13 @@ def test_plan_reads_no_weights(folder, tmp_path):
     assert "forward passes" in run("plan", "-m", tmp_path, *FAST).stdout
 
 
-def test_plan_refuses_tests_beyond_the_context(folder):
-    assert "--lengths" in refused("plan", "-m", folder, "--probe", "retrieval", "--lengths", "5000")
+def test_plan_refuses_tests_beyond_the_learned_positions_only(folder, tmp_path):
+    asked = ("--probe", "retrieval", "--lengths", "5000")
+    assert run("plan", "-m", folder, *asked).exit_code == 0
+    model = random_model("gpt2", n_positions=600)
+    model.hf.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    assert "600 learned positions; give shorter --lengths" in refused("plan", "-m", tmp_path, *asked)
 
 
 def test_version_and_help_with_an_example():

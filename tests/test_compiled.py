@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from workbench import measure
+from workbench import groups, measure
 from workbench.captures import capture
 from workbench.compiled import INDUCTION, NEAREST, PREVIOUS, _codes, _one_back, induction_model
 from workbench.edits import Ablate
@@ -146,7 +146,7 @@ def labels(model):
     names = ("previous_token", "induction", "duplicate_token", "razor_echo", "razor_induction", "copying")
     text = replace(PROBES["previous_token"], recipes={"quick": RandomTokens()})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "probe", lambda name: text if name == "previous_token" else PROBES[name])
+        patch.setattr(groups, "probe", lambda name: text if name == "previous_token" else PROBES[name])
         return label(measure.score(model, names))
 
 

@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench import measure, runs
+from workbench import groups, measure, runs
 from workbench.captures import Capture, capture, from_patterns
 from workbench.documents import DocumentSearch
 from workbench.edits import Ablate
 from workbench.errors import InputError
 from workbench.heads import Head
-from workbench.measure import Group, Options, plan, score
+from workbench.labels import label
+from workbench.measure import Group, Options, Way, plan, score
 from workbench.needles import NeedleTests
 from workbench.probes import PROBES, Probe
 from workbench.prompts import Prompts
@@ -85,8 +86,8 @@ def known(monkeypatch):
 
     def use(*probes):
         table = {member.name: member for member in probes}
-        monkeypatch.setattr(measure, "PROBES", table)
-        monkeypatch.setattr(measure, "probe", table.__getitem__)
+        monkeypatch.setattr(groups, "PROBES", table)
+        monkeypatch.setattr(groups, "probe", table.__getitem__)
         return list(table)
 
     return use
@@ -217,7 +218,7 @@ def test_edits_are_made_and_recorded(model, known):
 def test_provenance_tells_what_made_the_scores(model, known):
     result = score(model, known(FIRST), seed=5)
     assert dict(result.provenance) == {
-        "preset": "quick", "seed": 5, "dtype": "float32", "device": "cpu", "implementation": "reference", "edits": [], "versions": runs.versions(),
+        "preset": "quick", "seed": 5, "dtype": "float32", "device": "cpu", "implementation": "torch", "edits": [], "versions": runs.versions(),
     }  # fmt: skip
     assert result.evidence["first"]["prompts"] == str(Small())
     assert result.card == model.card
@@ -239,7 +240,7 @@ def test_all_probes_on_a_tiny_model(model, hay, monkeypatch):
         return replace(recipe, count=2, batch=2, **sizes)
 
     small = {name: replace(member, recipes={key: shrunk(recipe) for key, recipe in member.recipes.items()}) for name, member in PROBES.items()}
-    monkeypatch.setattr(measure, "probe", small.__getitem__)
+    monkeypatch.setattr(groups, "probe", small.__getitem__)
     result = score(model)
     unheard = {"retrieval", "semantic_retrieval", "reasoning_retrieval"}
     assert set(result.probes) == set(PROBES) - unheard
@@ -330,7 +331,7 @@ def test_another_question_gets_another_run(model, known, tmp_path, monkeypatch, 
 
 def test_needle_options_make_another_run(model, hay, tmp_path, monkeypatch):
     patient = replace(PROBES["semantic_retrieval"], valid=None, recipes={"quick": NeedleTests(lengths_=(450,), depths=(0.5,), per_cell=1, haystack=hay)})
-    monkeypatch.setattr(measure, "probe", lambda name: patient)
+    monkeypatch.setattr(groups, "probe", lambda name: patient)
     score(model, ["semantic_retrieval"], runs=tmp_path)
     first = folders(tmp_path)
     assert len(first) == 2  # the tests and their control
@@ -444,7 +445,7 @@ def test_tests_that_are_not_teacher_forced_are_generated_and_the_control_is_not(
 
     monkeypatch.setattr(measure, "generate", keep("generate", measure.generate))
     member = replace(PROBES["semantic_retrieval"], recipes={"paper": recipe, "quick": recipe}, valid=None)
-    monkeypatch.setattr(measure, "probe", lambda name: member)
+    monkeypatch.setattr(groups, "probe", lambda name: member)
     result = score(model, ["semantic_retrieval"], preset="paper")
     assert [name for name, _ in calls.seen] == ["generate", *["capture"] * 4]
     assert result.provenance["preset"] == "paper"
@@ -505,7 +506,7 @@ def test_uniform_nulls_need_no_model_reads(model, known):
 
 def test_uniform_attention_on_the_builtin_probes_is_the_known_number(model, hay, monkeypatch):
     sink = replace(PROBES["attention_sink"], recipes={"quick": NaturalText(length=64, count=2, text=hay)})
-    monkeypatch.setattr(measure, "probe", lambda name: sink)
+    monkeypatch.setattr(groups, "probe", lambda name: sink)
     np.testing.assert_allclose(score(model, ["attention_sink"]).matrix("attention_sink", "null"), 0.0741, atol=5e-5)
 
 
@@ -566,3 +567,75 @@ def test_choices_of_the_model_are_among_the_evidence(model, known):
     score(model, known(controlled))
     assert len(seen) == 6
     assert all(isinstance(value, NextTokenValue) and value.choice.shape == (1, 3) for value in seen)
+
+
+# ---------------------------------------------------------------- length, ways, and what is said of them
+
+
+def test_length_changes_every_recipe_but_the_document_search():
+    tests, text, repeated = PROBES["retrieval"].recipe("quick"), NaturalText(length=64, count=16), RepeatedTokens(length=50, count=8)
+    assert set(Options(length=256).apply(tests).lengths(random_model("llama"))) == {256}
+    assert Options(length=256).apply(text) == text.at_length(256)
+    assert Options(length=256).apply(repeated) == repeated.at_length(256)
+    assert Options(length=256).apply(DocumentSearch()) == DocumentSearch()
+    for name in ("attention_sink", "induction", "retrieval"):
+        assert plan([name], options=Options(length=256))[0].recipe == PROBES[name].recipe("quick").at_length(256)
+    with pytest.raises(InputError, match="--length concerns none of the chosen probes: copying"):
+        plan(["copying"], options=Options(length=256))
+    with pytest.raises(InputError, match="--length concerns none of the chosen probes: query_focused_retrieval"):
+        plan(["query_focused_retrieval"], options=Options(length=256))
+    assert plan(["copying", "induction"], options=Options(length=256))
+
+
+@pytest.mark.parametrize("settings", [{"length": 127}, {"length": 0}, {"length": 256, "lengths": (300,)}])
+def test_a_length_too_short_or_beside_lengths_is_refused(settings):
+    with pytest.raises(InputError, match=r"--length is at least 128 tokens.*--lengths are those of the needle tests alone. Give one of them"):
+        Options(**settings)
+
+
+@pytest.mark.parametrize("way", [Way("reference"), Way("torch"), Way(chunk=5), Way(sample=4)], ids=str)
+def test_a_way_reaches_every_pass(model, known, monkeypatch, way):
+    seen = []
+    monkeypatch.setattr(measure, "capture", lambda *args, **how: seen.append(how) or capture(*args, **how))
+    result = score(model, known(FIRST), way=way)
+    assert seen == [{"implementation": way.implementation, "chunk": way.chunk, "sample": way.sample}] * 4
+    assert result.provenance["implementation"] == ("reference" if way.implementation == "reference" else "torch")
+    assert result.provenance.get("sampled_rows") == way.sample
+    if way.sample is None:
+        np.testing.assert_allclose(result.matrix("first"), score(model, ["first"]).matrix("first"), atol=2e-5)
+        assert "rows" not in result.evidence["first"]
+
+
+def test_sampled_rows_are_in_the_evidence_with_their_standard_error(model, known):
+    def mean(evidence):
+        """Attention one back, in the rows that were read."""
+        return evidence.over_rows(READ, 1)
+
+    result = score(model, known(replace(FIRST, score=mean)), way=Way(sample=4))
+    captures = [capture(model, prompts, [READ], sample=4) for prompts in Small().build(model, 0)]
+    worst = max(seen.standard_error(READ, 1).max() for seen in captures)
+    assert result.evidence["first"]["rows"] == {"sampled": 4, "of": 12, "largest_standard_error": pytest.approx(worst)}
+    np.testing.assert_allclose(result.matrix("first"), np.concatenate([seen.over_rows(READ, 1) for seen in captures]).mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("change", [{"implementation": "reference"}, {"sample": 4}, {"sample": 5}])
+def test_another_way_is_another_question(model, known, tmp_path, change):
+    names = known(FIRST)
+    score(model, names, runs=tmp_path, way=Way(sample=6))
+    score(model, names, runs=tmp_path, way=replace(Way(sample=6), **change))
+    assert len(folders(tmp_path)) == 2
+
+
+def test_prompts_beyond_the_trained_context_are_scored_with_a_warning(known):
+    short, names = random_model("llama", max_position_embeddings=11), known(FIRST)
+    scores = score(short, names)
+    assert scores.provenance["warning"] == "12 tokens are beyond the 11 that tiny-llama was trained for"
+    assert scores.matrix("first").shape == (2, 6)
+    assert "warning" not in score(random_model("llama", max_position_embeddings=12), names).provenance
+
+
+def test_labels_keep_the_warning(monkeypatch):
+    member = replace(PROBES["induction"], recipes={"quick": RepeatedTokens(length=10, count=2, beyond=True)})
+    monkeypatch.setattr(groups, "probe", lambda name: member)
+    labels = label(score(random_model("llama", max_position_embeddings=16), ["induction"]))
+    assert "21 tokens are beyond the 16 that tiny-llama was trained for" in str(labels.provenance)

@@ -21,17 +21,19 @@ architectures = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
 @architectures
-def test_patterns_and_head_outputs_are_those_of_eager_attention(architecture):
+@pytest.mark.parametrize(("implementation", "tolerance"), [("reference", 1e-5), ("torch", 2e-5)])
+def test_patterns_and_head_outputs_are_those_of_eager_attention(architecture, implementation, tolerance):
     model, prompts = tiny(architecture), random_prompts()
-    seen, truth = capture(model, prompts, [Pattern(), HeadOutput()]), eager(model, prompts.ids_BT)
-    np.testing.assert_allclose(seen[Pattern()], truth.pattern, atol=1e-5)
-    np.testing.assert_allclose(seen[HeadOutput()].transpose(0, 1, 3, 2, 4), truth.z_BLQHE, atol=1e-5, rtol=1e-5)
+    seen, truth = capture(model, prompts, [Pattern(), HeadOutput()], implementation=implementation), eager(model, prompts.ids_BT)
+    np.testing.assert_allclose(seen[Pattern()], truth.pattern, atol=tolerance)
+    np.testing.assert_allclose(seen[HeadOutput()].transpose(0, 1, 3, 2, 4), truth.z_BLQHE, atol=tolerance, rtol=tolerance)
 
 
 @architectures
-def test_rows_sum_to_one_over_the_keys_that_they_may_see(architecture):
+@pytest.mark.parametrize("implementation", ["reference", "torch"])
+def test_rows_sum_to_one_over_the_keys_that_they_may_see(architecture, implementation):
     model, prompts = tiny(architecture), random_prompts()
-    pattern = capture(model, prompts, [Pattern()])[Pattern()]
+    pattern = capture(model, prompts, [Pattern()], implementation=implementation)[Pattern()]
     np.testing.assert_allclose(pattern.sum(-1), 1, atol=1e-6)
     for layer, window in enumerate(WINDOWED.get(architecture, (None, None))):
         hidden = [(q, k) for q in range(20) for k in range(20) if not visible(window, q, k)]
@@ -84,11 +86,20 @@ def test_next_tokens_are_those_of_an_eager_forward(architecture):
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma2"])
 def test_bfloat16_is_close_to_eager_bfloat16(architecture):
     model, prompts = random_model(architecture, dtype=torch.bfloat16), random_prompts()
-    seen, truth = capture(model, prompts, [Pattern(), HeadOutput()]), eager(model, prompts.ids_BT)
+    seen, truth = capture(model, prompts, [Pattern(), HeadOutput()], implementation="reference"), eager(model, prompts.ids_BT)
     assert seen.provenance["dtype"] == "bfloat16"
     assert seen[Pattern()].dtype == seen[HeadOutput()].dtype == np.float32
     np.testing.assert_allclose(seen[Pattern()][:, 0], truth.pattern[:, 0], atol=0.02)
     np.testing.assert_allclose(seen[HeadOutput()][:, 0].transpose(0, 2, 1, 3), truth.z_BLQHE[:, 0], atol=0.2)  # logits of 10 are rounded to 0.03
+
+
+def test_probabilities_of_bfloat16_vectors_are_not_rounded():
+    """Unlike eager attention's: they are those of the queries and keys in float64."""
+    model, prompts = random_model("qwen2", dtype=torch.bfloat16), random_prompts()
+    seen = capture(model, prompts, [Pattern(), QueryKey()], implementation="torch")
+    query, key = (torch.tensor(value).double() for value in seen[QueryKey()])
+    scores = (query @ key.mT * model.shape.d_head**-0.5).masked_fill(torch.ones(20, 20).triu(1).bool(), -torch.inf)
+    np.testing.assert_allclose(seen[Pattern()], scores.softmax(-1), atol=2e-5)
 
 
 @pytest.mark.parametrize(

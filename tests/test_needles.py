@@ -200,7 +200,7 @@ def test_the_template_can_be_left_out_but_not_misspelt(chat, tests):
 
 
 def test_a_needle_that_does_not_fit_the_test_is_refused(model, hay):
-    with pytest.raises(InputError, match=r"needle 'dolores' with its question takes 298 tokens; a test of 200 \(context 4096\) cannot hold it"):
+    with pytest.raises(InputError, match=r"needle 'dolores' with its question takes 298 tokens; a test of 200 cannot hold it"):
         NeedleTests(lengths_=(200,), haystack=hay).build(model, 0)
 
 
@@ -214,15 +214,10 @@ def test_the_shortest_test_has_no_hay(model, hay):
         replace(exact, lengths_=(len(frame),)).build(model, 0)
 
 
-@pytest.mark.parametrize(("length", "fits"), [(500, True), (501, False)])
-def test_a_test_longer_than_the_context_is_refused(hay, length, fits):
+def test_a_test_may_be_longer_than_the_context(hay):
+    """The capture says so in its provenance, or refuses it where positions are learned."""
     model = random_model("llama", max_position_embeddings=500)
-    recipe = NeedleTests(lengths_=(length,), depths=(0.5,), per_cell=1, haystack=hay)
-    if fits:
-        assert recipe.build(model, 0)[0].length <= 500
-    else:
-        with pytest.raises(InputError, match="context 500"):
-            recipe.build(model, 0)
+    assert 500 < NeedleTests(lengths_=(600,), depths=(0.5,), per_cell=1, haystack=hay).build(model, 0)[0].length <= 600
 
 
 def test_a_haystack_too_short_empty_missing_or_not_text_is_refused(model, tests, tmp_path):

@@ -6,10 +6,10 @@ from workbench import measure, plan
 from workbench.errors import InputError
 from workbench.heads import Shape
 from workbench.needles import NeedleTests
-from workbench.plan import FORWARD_OVERHEAD, RUNTIME_BYTES, SPEED, Pass, Size, estimate, passes_of, size_of, sketch
+from workbench.plan import BLOCK_SCORES, FORWARD_OVERHEAD, RUNTIME_BYTES, SPEED, Pass, Size, estimate, passes_of, size_of, sketch
 from workbench.recipes import NaturalText, RepeatedTokens
 from workbench.sources import Source
-from workbench.tiny import VOCABULARY
+from workbench.tiny import VOCABULARY, random_model
 
 SIZE = Size(Shape(2, 4, 2, 8, 32), parameters=1000, embedding=200, vocabulary=50)
 
@@ -17,7 +17,7 @@ SIZE = Size(Shape(2, 4, 2, 8, 32), parameters=1000, embedding=200, vocabulary=50
 def test_time_by_hand():
     cost = estimate(SIZE, [Pass(10), Pass(10, batch=3)], threads=3)
     dense = 2 * 800 * 10
-    attention = 2 * (4 * 2 * 4 * 8 * 10**2)
+    attention = 1.5 * (4 * 2 * 4 * 8 * 10**2)
     assert cost.seconds == pytest.approx(4 * (dense + attention) / (3 * SPEED["cpu"]) + 2 * FORWARD_OVERHEAD["cpu"])
     assert (cost.forwards, cost.tokens) == (2, 40)
 
@@ -29,10 +29,15 @@ def test_a_generated_answer_adds_a_forward_for_each_token():
 
 def test_memory_is_that_of_the_largest_pass():
     cost = estimate(SIZE, [Pass(10), Pass(20, batch=2), Pass(5)], dtype_bytes=2)
-    probabilities = 3 * 4 * 2 * 20**2
+    scores = 2 * 4 * BLOCK_SCORES
     activations = 2 * 20 * 14 * 32
     logits = 2 * 4 * 50
-    assert cost.bytes == RUNTIME_BYTES + 1000 * 2 + 2 * (probabilities + activations + logits)
+    assert cost.bytes == RUNTIME_BYTES + 1000 * 2 + scores + 2 * (activations + logits)
+
+
+def test_memory_does_not_grow_with_the_square_of_the_length():
+    one, two, four = (estimate(SIZE, [Pass(length)]).bytes for length in (10_000, 20_000, 40_000))
+    assert four - two == 2 * (two - one)
 
 
 def test_no_passes_cost_the_weights_alone():
@@ -50,7 +55,9 @@ def test_the_assumptions_are_told():
 def test_the_passes_counted_are_those_that_measure_makes(tiny_llama, monkeypatch):
     made = []
     real = measure.capture
-    monkeypatch.setattr(measure, "capture", lambda model, prompts, *rest: made.append((prompts.length, prompts.count)) or real(model, prompts, *rest))
+    monkeypatch.setattr(
+        measure, "capture", lambda model, prompts, *rest, **way: made.append((prompts.length, prompts.count)) or real(model, prompts, *rest, **way)
+    )
     groups = [measure.Group(group.probes, RepeatedTokens(length=10, count=5, batch=2)) for group in measure.plan(["induction"])]
     monkeypatch.setattr(measure, "plan", lambda *_: groups)
     measure.score(tiny_llama, ["induction"])
@@ -69,9 +76,11 @@ def test_weights_take_no_pass_and_a_null_of_uniform_attention_none(tiny_llama):
     assert len(passes_of(tiny_llama, [measure.Group((), NaturalText(length=64, count=32, batch=16))])) == 2
 
 
-def test_tests_beyond_the_context_are_refused(tiny_llama):
-    with pytest.raises(InputError, match="--lengths"):
-        passes_of(tiny_llama, [measure.Group((), NeedleTests(lengths_=(9000,)))])
+def test_tests_beyond_the_learned_positions_are_refused(tiny_llama):
+    groups = [measure.Group((), NeedleTests(lengths_=(9000,)))]
+    with pytest.raises(InputError, match="9000 tokens do not fit tiny-gpt2, which has 4096 learned positions; give shorter --lengths"):
+        passes_of(random_model("gpt2"), groups)
+    assert {one.length for one in passes_of(tiny_llama, groups)} == {9000}
 
 
 def test_sizes_are_counted_on_the_model(tiny_llama):

@@ -140,16 +140,37 @@ def test_texts_become_ids_with_what_the_tokenizer_adds():
     np.testing.assert_array_equal(Prompts.from_text(model, "ab").ids_BT, prompts.ids_BT[:1])
 
 
-def test_texts_of_different_lengths_are_refused():
-    with pytest.raises(InputError, match=r"prompts of one batch must have equally many tokens, got \[3, 4, 3\]; capture them one by one"):
-        Prompts.from_text(tiny("llama"), ["ab", "abc", "xy"])
+def test_texts_of_different_lengths_are_padded_on_the_left():
+    prompts = Prompts.from_text(tiny("llama"), iter(["ab", "abc", "x"]))
+    np.testing.assert_array_equal(prompts.padding, [1, 0, 2])
+    np.testing.assert_array_equal(prompts.start_B, [1, 0, 2])
+    for text, ids_T, start in zip(["ab", "abc", "x"], prompts.ids_BT, prompts.start_B, strict=True):
+        np.testing.assert_array_equal(ids_T[start:], tiny("llama").tokenizer(text)["input_ids"])
+    assert prompts.facts == ({"text": "ab"}, {"text": "abc"}, {"text": "x"})
+    assert Prompts.from_text(tiny("llama"), ["ab", "xy"]).padding is None
+
+
+@pytest.mark.parametrize("padding", [[-1, 0], [0, 4]])
+def test_padding_that_leaves_nothing_is_refused(padding):
+    with pytest.raises(InputError, match=r"padding of .* tokens leaves nothing of a prompt of 4"):
+        Prompts(IDS, padding=np.array(padding))
+
+
+def test_padding_is_frozen_follows_its_prompt_and_counts_in_the_fingerprint():
+    padded = replace(PROMPTS, padding=np.array([0, 1]))
+    with pytest.raises(ValueError, match="read-only"):
+        padded.padding[0] = 1
+    np.testing.assert_array_equal(padded.only(1).padding, [1])
+    assert len({PROMPTS.fingerprint, padded.fingerprint, replace(PROMPTS, padding=np.array([1, 0])).fingerprint}) == 3
 
 
 def test_no_texts_and_texts_without_tokens_are_refused():
     with pytest.raises(InputError, match="prompts need at least one token each"):
         Prompts.from_text(tiny("llama"), [])
-    silent = SimpleNamespace(tokenizer=lambda text: {"input_ids": []}, card=None, shape=None, max_length=1, vocabulary=1, weights=None, device=None, dtype=None)
-    with pytest.raises(InputError, match="prompts need at least one token each"):
+    silent = SimpleNamespace(
+        tokenizer=lambda text: {"input_ids": []}, card=None, shape=None, max_length=1, positions=1, vocabulary=1, weights=None, device=None, dtype=None
+    )
+    with pytest.raises(InputError, match="a prompt needs at least one token; one of the texts has none"):
         Prompts.from_text(silent, "")
 
 
@@ -161,6 +182,6 @@ def test_special_ids_and_the_beginning():
 
 @pytest.mark.parametrize("tokenizer", [None, SimpleNamespace(bos_token_id=None, all_special_ids=[])])
 def test_a_model_may_have_no_beginning(tokenizer):
-    model = SimpleNamespace(**dict.fromkeys(("card", "shape", "max_length", "vocabulary", "weights", "device", "dtype")), tokenizer=tokenizer)
+    model = SimpleNamespace(**dict.fromkeys(("card", "shape", "max_length", "positions", "vocabulary", "weights", "device", "dtype")), tokenizer=tokenizer)
     assert bos(model) == []
     assert special_ids(model) == set()

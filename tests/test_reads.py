@@ -12,9 +12,9 @@ from eager import WINDOWED, eager, random_prompts, tiny, visible
 from workbench.captures import capture, from_patterns
 from workbench.errors import InputError
 from workbench.heads import ModelCard, Shape
-from workbench.layer_view import RELATIONS
 from workbench.prompts import Prompts
-from workbench.reads import READS, BlockMap, Entropy, HeadOutput, Mass, NextToken, Pattern, Peak, QueryKey, Received, TopMass, ValueNorm
+from workbench.reads import READS, BlockMap, Distances, Entropy, HeadOutput, LogSumExp, Mass, NextToken, Pattern, Peak, QueryKey, Received, TopMass, ValueNorm
+from workbench.relations import RELATIONS
 
 B, L, H, T = 2, 2, 3, 7
 CARD = ModelCard("given", "test", "", Shape(L, H, H, 4, 12))
@@ -125,6 +125,29 @@ def test_top_mass_counts_the_keys_of_the_span_among_the_strongest(span, rows):
 
 
 @pytest.mark.parametrize("rows", ROWS)
+def test_distances_are_doubled_and_share_out_the_row(rows):
+    """The number of a distance is how many binary digits it has."""
+
+    def value(p, b, q):
+        shares = [0.0] * ((T - 1).bit_length() + 1)
+        for k in range(q + 1):
+            shares[(q - k).bit_length()] += p[k]
+        return shares
+
+    got = read_of(Distances(rows))
+    np.testing.assert_allclose(got, by_row(value, rows), atol=1e-6)
+    np.testing.assert_allclose(got.sum(-1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("length", "edges"),
+    [(1, [(0, 1)]), (2, [(0, 1), (1, 2)]), (3, [(0, 1), (1, 2), (2, 4)]), (4, [(0, 1), (1, 2), (2, 4)]), (5, [(0, 1), (1, 2), (2, 4), (4, 8)])],
+)
+def test_distances_reach_the_first_token_and_no_further(length, edges):
+    assert Distances.edges(length) == edges
+
+
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("relative", [False, True])
 def test_entropy_is_in_nats_or_relative_to_the_visible_keys(relative, rows):
     def value(p, b, q):
@@ -214,8 +237,8 @@ def test_reads_are_hashable_comparable_and_frozen():
 
 
 def test_the_reads_that_give_one_number_per_row_say_so():
-    assert {read for read in READS if read.per_row} == {Mass, TopMass, Entropy, Peak}
-    assert set(READS) == {Mass, TopMass, Entropy, Peak, Received, BlockMap, Pattern, HeadOutput, QueryKey, ValueNorm, NextToken}
+    assert {read for read in READS if read.per_row} == {Mass, TopMass, Entropy, Peak, LogSumExp}
+    assert set(READS) == {Mass, Distances, TopMass, Entropy, Peak, LogSumExp, Received, BlockMap, Pattern, HeadOutput, QueryKey, ValueNorm, NextToken}
     assert BlockMap.rows is ValueNorm.rows is None
 
 
@@ -249,7 +272,7 @@ def test_an_unknown_place_is_refused_with_those_that_exist(read, what):
         read_of(read)
 
 
-@pytest.mark.parametrize(("read", "what"), [(HeadOutput(), "head outputs"), (QueryKey(), "queries"), (ValueNorm(), "values")])
+@pytest.mark.parametrize(("read", "what"), [(HeadOutput(), "head outputs"), (QueryKey(), "queries"), (ValueNorm(), "values"), (LogSumExp(), "scores")])
 def test_patterns_alone_have_no_vectors(read, what):
     with pytest.raises(InputError, match=f"this capture was made from attention patterns alone; it has no {what}"):
         read_of(read)
@@ -273,20 +296,26 @@ def repeated_prompts():
     return Prompts(np.random.default_rng(3).integers(3, 8, (2, 20)), **PLACES)
 
 
+each_implementation = pytest.mark.parametrize("implementation", ["reference", "torch"])
+
+
+@each_implementation
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", *WINDOWED])
-def test_reads_of_a_model_are_those_of_its_eager_pattern(architecture):
+def test_reads_of_a_model_are_those_of_its_eager_pattern(architecture, implementation):
     model, prompts = tiny(architecture), repeated_prompts()
     reads = WITHOUT_VISIBILITY + ([] if architecture in WINDOWED else WITH_VISIBILITY)
-    seen, given = capture(model, prompts, reads), from_patterns(model.card, prompts, eager(model, prompts.ids_BT).pattern, reads)
+    seen, given = capture(model, prompts, reads, implementation=implementation), from_patterns(model.card, prompts, eager(model, prompts.ids_BT).pattern, reads)
     for read in reads:
         np.testing.assert_allclose(seen[read], given[read], atol=2e-5, err_msg=str(read))
 
 
+@each_implementation
 @pytest.mark.parametrize("architecture", WINDOWED)
 @pytest.mark.parametrize("rows", [None, "some"])
-def test_with_a_sliding_window_only_the_rows_that_see_a_key_count(architecture, rows):
+def test_with_a_sliding_window_only_the_rows_that_see_a_key_count(architecture, rows, implementation):
     model, prompts = tiny(architecture), repeated_prompts()
-    seen, pattern = capture(model, prompts, [Received(rows=rows), Entropy(rows, relative=True)]), eager(model, prompts.ids_BT).pattern
+    seen = capture(model, prompts, [Received(rows=rows), Entropy(rows, relative=True)], implementation=implementation)
+    pattern = eager(model, prompts.ids_BT).pattern
     for (layer, window), b, h in product(enumerate(WINDOWED[architecture]), range(2), range(4)):
         places = prompts.row_positions(rows)[b].tolist()
         for k in range(20):
@@ -298,10 +327,11 @@ def test_with_a_sliding_window_only_the_rows_that_see_a_key_count(architecture, 
             assert seen[Entropy(rows, relative=True)][b, layer, h, r] == pytest.approx(entropy / math.log(count) if count > 1 else 0, abs=2e-5)
 
 
+@each_implementation
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "qwen3"])
-def test_queries_and_keys_make_the_pattern(architecture):
+def test_queries_and_keys_make_the_pattern(architecture, implementation):
     model, prompts = tiny(architecture), repeated_prompts()
-    seen, shape = capture(model, prompts, [QueryKey(), QueryKey("some"), Pattern()]), model.shape
+    seen, shape = capture(model, prompts, [QueryKey(), QueryKey("some"), Pattern()], implementation=implementation), model.shape
     query, key = (torch.tensor(value) for value in seen[QueryKey()])
     assert key.shape == (2, shape.n_layers, shape.n_kv_heads, 20, shape.d_head)
     scale, cap = (10**-0.5, 5.0) if architecture == "gemma2" else (shape.d_head**-0.5, None)

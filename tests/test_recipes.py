@@ -243,3 +243,29 @@ def test_token_ranges_are_those_of_the_characters(model, tmp_path):
 def test_a_model_without_a_fast_tokenizer_is_refused(model, text, tokenizer):
     with pytest.raises(InputError, match="tiny-llama has no fast tokenizer"):
         NaturalText(text=text).build(with_tokenizer(model, tokenizer), 0)
+
+
+# ---------------------------------------------------------------- longer prompts
+
+
+@pytest.mark.parametrize(
+    ("recipe", "tokens", "expected"),
+    [
+        (NaturalText(length=64, count=32, batch=16), 256, NaturalText(length=256, count=8, batch=4)),
+        (NaturalText(length=64, count=32, batch=16), 512, NaturalText(length=512, count=4, batch=2)),
+        (NaturalText(length=64, count=32, batch=16), 32768, NaturalText(length=32768, count=2, batch=1)),
+        (NaturalText(length=512, count=4, batch=2), 128, NaturalText(length=128, count=4, batch=2)),
+        (RepeatedTokens(length=50, repeats=2, count=8), 200, RepeatedTokens(length=100, repeats=2, count=4, batch=4, beyond=True)),
+        (RepeatedTokens(length=50, repeats=4, count=16), 4001, RepeatedTokens(length=1000, repeats=4, count=2, batch=1, beyond=True)),
+    ],
+)
+def test_longer_prompts_are_fewer_in_smaller_batches(recipe, tokens, expected):
+    """No more tokens in all, and at once, than before; but two prompts at least, and no more than before."""
+    assert recipe.at_length(tokens) == expected
+
+
+def test_blocks_go_beyond_the_context_only_if_they_are_to():
+    model = random_model("llama", max_position_embeddings=41)
+    short, long = RepeatedTokens(length=100, count=1), RepeatedTokens(length=5, count=1).at_length(120)
+    assert short.build(model, 0)[0].length == short.lengths(model)[0] == 41
+    assert long.build(model, 0)[0].length == long.lengths(model)[0] == 121

@@ -59,7 +59,10 @@ class Capture:
         return self._per_row(read, skip).mean(-1)
 
     def standard_error(self, read: Read, skip: int = 0) -> Float[np.ndarray, "B L H"]:
-        """How far `over_rows` may be from the mean of all rows, where rows were sampled: s/√n · √(1 − n/N); 0 where all were read."""
+        """How far `over_rows` may be from the mean of all rows, where rows were sampled: s/√n · √(1 − n/N); 0 where all were read.
+
+        It takes the strided rows for a random sample of the n out of N rows: what changes within a stride at the start of a prompt may exceed it.
+        """
         value_BLHR = self._per_row(read, skip).astype(float)
         read_rows, rows = value_BLHR.shape[-1], self.prompts.length - skip - int(self.prompts.start_B.max())
         if not self.sampled or read.rows is not None or read_rows >= rows:
@@ -70,10 +73,14 @@ class Capture:
         if not read.per_row:
             raise InputError(f"{read} gives no number per row")
         value_BLHR = self[read]
+        if isinstance(value_BLHR, tuple):
+            raise InputError(f"{read} gives several numbers per row: {', '.join(value_BLHR._fields)}")
         position_BR = self.prompts.row_positions(SAMPLED if self.sampled and read.rows is None else read.rows) - self.prompts.start_B[:, None]
         kept_BR = position_BR >= skip
         if len(counts := set(kept_BR.sum(1).tolist())) > 1 or counts == {0}:
             raise InputError(f"the prompts have {sorted(counts)} rows from the {skip}th token on; take prompts of one length, longer than that")
+        if self.sampled and read.rows is None and counts == {1}:
+            raise InputError(f"only one sampled row is left from the {skip}th token on; sample more rows")
         return np.stack([value_LHR[..., kept_R] for value_LHR, kept_R in zip(value_BLHR, kept_BR, strict=True)])
 
 
@@ -140,8 +147,8 @@ def generate(
     the chosen tokens behind it, rows `answer` where they were chosen, and `facts` with the `response`. Reads must give one
     number per row and name the rows `answer`. `matching` maps chosen ids to those by which equal tokens are found.
     """
-    if prompts.count != 1 or prompts.length < 2 or max_new_tokens < 1:
-        raise InputError("generation takes one prompt of at least two tokens at a time, and makes at least one token")
+    if prompts.count != 1 or prompts.length < 2 or max_new_tokens < 1 or prompts.start_B.any():
+        raise InputError("generation takes one prompt of at least two tokens at a time, without padding, and makes at least one token")
     if wrong := [read for read in reads if not (read.per_row and read.rows == "answer")]:
         raise InputError(f"while generating, only reads that give a number per row, at the rows 'answer', can be made; not {wrong[0]}")
     total = prompts.length + max_new_tokens

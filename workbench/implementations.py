@@ -90,7 +90,8 @@ class Reference:
         """From PyTorch's fused attention; where that cannot cap scores, from the probabilities of one KV head at a time."""
         if attention.softcap is None:
             q, k, v, mask = attention.q_BHRE, attention.k_BGKE, attention.v_BGKE, self._visible_BQK[:, None]
-            return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=attention.scaling, enable_gqa=attention.group > 1).nan_to_num(nan=0.0), None
+            z_BHQE = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=attention.scaling, enable_gqa=attention.group > 1)
+            return z_BHQE.masked_fill(~mask.any(-1, keepdim=True), 0), None
         parts = []
         for kv_head, q_part in enumerate(attention.q_BHRE.split(attention.group, dim=1)):
             pattern, _ = self._pattern(attention, q_part, kv_head, self._visible_BQK)

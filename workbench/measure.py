@@ -23,7 +23,7 @@ from workbench.matching import canonical
 from workbench.models import HFModel
 from workbench.needles import NeedleTests
 from workbench.options import Options
-from workbench.passes import beyond_training
+from workbench.passes import beyond_training, clamped
 from workbench.probes import Probe
 from workbench.prompts import Prompts
 from workbench.reads import NextToken
@@ -91,6 +91,9 @@ def score(
     provenance = {"preset": preset, "seed": seed, **measure.conditions([batch for batches in built.values() for batch in batches]), "versions": versions()}
     if (longest := max((batch.length for batches in built.values() for batch in batches), default=0)) > model.max_length:
         provenance["warning"] = beyond_training(model, longest)
+    wide = [line for group in groups if group.recipe is not None for batch in built[group.recipe] for line in clamped(group.reads, batch)]
+    if wide:
+        provenance["clamped"] = sorted(set(wide))
     table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=list(COLUMNS))
     return HeadScores(model.card, table, evidence, provenance)
 
@@ -186,7 +189,11 @@ def _scored(group: Group, seen: Capture) -> Part:
     valid = {member.name: np.ones(len(scores[member.name]), bool) if member.valid is None else member.valid(seen) for member in group.probes}
     facts = seen.prompts.facts
     if seen.sampled:
-        errors = {str(read): float(seen.standard_error(read, 1).max()) for read in group.reads if read.per_row and read.rows is None}
+        errors = {
+            str(read): float(seen.standard_error(read, 1).max())
+            for read in group.reads
+            if read.per_row and read.rows is None and not isinstance(seen[read], tuple)
+        }
         sampled = {"sampled_rows": seen.provenance["rows"]["sampled"], "of_rows": seen.prompts.length, "standard_errors": errors}
         facts = tuple({**fact, **sampled} for fact in facts or ({},) * seen.prompts.count)
     return Part(scores, valid, facts)

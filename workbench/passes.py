@@ -147,8 +147,14 @@ def check(model: HFModel, prompts: Prompts, length: int, reads: Sequence[Read], 
     size = 4 * prompts.count * model.shape.n_layers * model.shape.n_heads * length**2
     if Pattern() in reads and size > LARGEST_PATTERN:
         raise InputError(f"Pattern() of {length} tokens takes {size / 2**30:.1f} GiB; name the rows, Pattern(rows=...), or read what you need of it")
-    clamped = [f"{read}: {n} keys are all {prompts.length}" for read in reads if isinstance(read, Mass) and (n := max(read.first, read.last)) > prompts.length]
-    return {**({"clamped": clamped} if clamped else {}), **({"warning": beyond_training(model, length)} if length > model.max_length else {})}
+    wide = clamped(reads, prompts)
+    return {**({"clamped": wide} if wide else {}), **({"warning": beyond_training(model, length)} if length > model.max_length else {})}
+
+
+def clamped(reads: Sequence[Read], prompts: Prompts) -> list[str]:
+    """Which reads look at more keys than the prompts have, as results say it."""
+    wide = [(read, max(read.first, read.last)) for read in reads if isinstance(read, Mass)]
+    return [f"{read}: {count} keys are all {prompts.length}" for read, count in wide if count > prompts.length]
 
 
 def beyond_training(model: HFModel, length: int) -> str:
