@@ -57,8 +57,18 @@ def test_a_missing_marker_is_no_silence(generator):
         generator.renewed(read("README.md").replace("<!-- /rules -->", ""))
 
 
+def test_the_python_example_of_a_capture_runs(monkeypatch):
+    _, example = blocks(read("README.md"), "python")
+    monkeypatch.setattr(wb, "load", lambda name: {"smollm2-135m": random_model("llama")}[name])
+    names = {}
+    exec(example, names)
+    seen, (peak, received) = names["seen"], (names["Peak"](), names["Received"]())
+    assert seen[peak].key.shape[:3] == seen[received].shape[:3] == (1, 2, 6)
+    assert seen.provenance["implementation"] == "torch"
+
+
 def test_the_python_example_runs(tmp_path, monkeypatch, text):
-    (example,) = blocks(read("README.md"), "python")
+    example, _ = blocks(read("README.md"), "python")
     assert all(line.strip() in wb.__doc__ for line in example.splitlines())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(wb, "load", lambda name: {"smollm2-135m": random_model("llama")}[name])
