@@ -476,7 +476,7 @@ def test_a_capture_of_given_patterns_says_whose_they_are():
 
 def test_a_mean_over_rows_takes_one_number_per_row_and_more_than_one_sampled_row():
     seen = capture(tiny("llama"), random_prompts(2, 20), [Peak(), Entropy()], sample=2)
-    with pytest.raises(InputError, match="gives several numbers per row: prob, key$"):
+    with pytest.raises(InputError, match=r"gives several numbers per row: prob, key$"):
         seen.over_rows(Peak())
-    with pytest.raises(InputError, match="^only one sampled row is left from the 10th token on; sample more rows$"):
+    with pytest.raises(InputError, match=r"^only one sampled row is left from the 10th token on; sample more rows$"):
         seen.standard_error(Entropy(), 10)

@@ -105,29 +105,28 @@ class _Blocks:
         _hide(s_BHRK, pos_BR, low_BR, first)
         leaf_BHRN = s_BHRK.unflatten(-1, (-1, LEAF)).amax(-1)
         most_BHR1 = leaf_BHRN.amax(-1, keepdim=True)
-        if wanted.peak:
-            self._keep("peak_key_BHR", _first_peak(s_BHRK, leaf_BHRN, most_BHR1) + first)
-        torch.exp(s_BHRK.sub_(most_BHR1), out=p_BHRK)
-        total_BHR = p_BHRK.sum(-1)
+        torch.softmax(s_BHRK, -1, out=p_BHRK)
+        blind_BR = pos_BR < low_BR
         if attention.padded:
-            total_BHR.masked_fill_((pos_BR < attention.start_B[:, None])[:, None], torch.inf)
-        share_BHR = 1 / total_BHR
-        self._keep("lse_BHR", most_BHR1[..., 0] + total_BHR.log())
+            p_BHRK.masked_fill_(blind_BR[:, None, :, None], 0)
+        key_BHR = _first_peak(s_BHRK, leaf_BHRN, most_BHR1)
+        prob_BHR = p_BHRK.take_along_dim(key_BHR[..., None], dim=3)[..., 0]
+        self._keep("lse_BHR", most_BHR1[..., 0] - prob_BHR.log())
         if wanted.peak:
-            self._keep("peak_prob_BHR", share_BHR)
+            self._keep("peak_key_BHR", (key_BHR + first).masked_fill_(blind_BR[:, None], 0))
+            self._keep("peak_prob_BHR", prob_BHR)
         if wanted.entropy:
-            spread_BHR = torch.mul(p_BHRK, s_BHRK, out=s_BHRK).sum(-1) * share_BHR  # the scores are not needed any more
-            self._keep("entropy_BHR", (total_BHR.log() - spread_BHR).masked_fill_(total_BHR == torch.inf, 0))
+            mean_BHR = torch.mul(p_BHRK, s_BHRK, out=s_BHRK).sum(-1)  # the scores are not needed any more
+            self._keep("entropy_BHR", (self.rows["lse_BHR"][-1] - mean_BHR).masked_fill_(blind_BR[:, None], 0))
         if self.v_BGKE is not None:
             p_BGRK = rearrange(p_BHRK, "b (g h) r k -> b g (h r) k", g=self.v_BGKE.shape[1])
-            z = torch.matmul(p_BGRK, self.v_BGKE[:, :, first:end]).view(*share_BHR.shape, -1) * share_BHR[..., None]
+            z = torch.matmul(p_BGRK, self.v_BGKE[:, :, first:end]).view(*prob_BHR.shape, -1)
             self._keep("z_BHRE", z.to(attention.q_BHRE.dtype))
         for name, keys in wanted.ranges.items():
-            self.masses.setdefault(name, []).append(_mass(p_BHRK, keys, rows, first) * share_BHR)
-        if self.received:
-            self._receive(p_BHRK, share_BHR, slice(first, end))
-        if self.maps:
-            self._pool(p_BHRK.mul_(share_BHR[..., None]), pos_BR)
+            self.masses.setdefault(name, []).append(_mass(p_BHRK, keys, rows, first))
+        self._receive(p_BHRK, slice(first, end))
+        for (block, reducer), whole_BHUV in self.maps.items():  # of all rows, at the same positions in every prompt
+            pool_into(whole_BHUV, p_BHRK, int(pos_BR[0, 0]), block, reducer)
 
     def result(self) -> Statistics:
         """The statistics of all rows."""
@@ -147,17 +146,12 @@ class _Blocks:
         first, second = (buffer[:size].view(batch, heads, n_rows, width) for buffer in self.buffers)
         return first, second
 
-    def _receive(self, p_BHRK: Tensor, share_BHR: Tensor, keys: slice) -> None:
+    def _receive(self, p_BHRK: Tensor, keys: slice) -> None:
         if "sum" in self.received:
-            self.received["sum"][..., keys] += torch.matmul(share_BHR[:, :, None], p_BHRK)[:, :, 0]
+            self.received["sum"][..., keys] += p_BHRK.sum(2)
         if "max" in self.received:
             part = self.received["max"][..., keys]
-            torch.maximum(part, (p_BHRK * share_BHR[..., None]).amax(2), out=part)
-
-    def _pool(self, p_BHRK: Tensor, pos_BR: Tensor) -> None:
-        """Maps have all rows, at the same positions in every prompt."""
-        for (block, reducer), whole_BHUV in self.maps.items():
-            pool_into(whole_BHUV, p_BHRK, int(pos_BR[0, 0]), block, reducer)
+            torch.maximum(part, p_BHRK.amax(2), out=part)
 
 
 def pool_into(whole_BHUV: Tensor, p_BHRK: Tensor, first: int, block: int, reducer: str) -> None:
