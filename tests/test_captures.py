@@ -12,9 +12,10 @@ from torch import nn
 
 from workbench import attention, implementations, passes
 from workbench.attention import Tap
-from workbench.captures import Capture, capture, from_patterns, generate
+from workbench.captures import Capture, capture, generate
 from workbench.edits import PHASES, Ablate, Reference
 from workbench.errors import InputError
+from workbench.given import from_patterns
 from workbench.heads import Head
 from workbench.models import HFModel
 from workbench.prompts import Prompts

@@ -135,16 +135,20 @@ def asked(monkeypatch):
     return seen
 
 
-def test_how_passes_are_made_reaches_every_capture(folder, asked):
+def test_how_passes_are_made_reaches_every_capture(folder, asked, tmp_path):
     one = ("score", "-m", folder, "--probe", "duplicate_token")
-    result = run(*one, "--implementation", "torch", "--length", "128", "--chunk", "50", "--sample-rows", "20", "--json")
+    result = run(*one, "--implementation", "torch", "--length", "128", "--chunk", "50", "--json")
     assert result.exit_code == 0, result.output
     assert {tuple(sorted(how.items())) for how in asked} == {
-        (("chunk", 50), ("count", count), ("implementation", "torch"), ("length", 129), ("sample", 20)) for count in {how["count"] for how in asked}
+        (("chunk", 50), ("count", count), ("implementation", "torch"), ("length", 127), ("sample", None)) for count in {how["count"] for how in asked}
     }
     plain = run(*one, "--implementation", "reference", "--length", "128", "--json")
     assert [data["provenance"]["implementation"] for data in map(json.loads, (result.stdout, plain.stdout))] == ["torch", "reference"]
-    assert asked[-1] == {"chunk": None, "count": asked[-1]["count"], "implementation": "reference", "length": 129, "sample": None}
+    assert asked[-1] == {"chunk": None, "count": asked[-1]["count"], "implementation": "reference", "length": 127, "sample": None}
+    text = tmp_path / "text.txt"
+    text.write_text("In that year the river rose by a foot. " * 400, encoding="utf-8")
+    sampled = run("score", "-m", folder, "--probe", "previous_token", "--haystack", text, "--sample-rows", "20", "--json")
+    assert asked[-1]["sample"] == json.loads(sampled.stdout)["evidence"]["previous_token"]["rows"]["sampled"] == 20
 
 
 @pytest.mark.parametrize(
@@ -152,8 +156,9 @@ def test_how_passes_are_made_reaches_every_capture(folder, asked):
     [
         (("--implementation", "flash"), ["auto", "reference", "torch", "triton"]),
         (("--implementation", "reference", "--chunk", "20"), ["use torch or triton"]),
-        (("--chunk", "0"), ["at least one token"]),
-        (("--sample-rows", "1"), ["take 2 or more"]),
+        (("--chunk", "0"), ["--chunk is at least one token, got 0"]),
+        (("--sample-rows", "1"), ["--sample-rows takes at least two rows, got 1"]),
+        (("--sample-rows", "20"), ["--sample-rows concerns none of the chosen probes"]),
         (("--length", "127"), ["--length is at least 128 tokens"]),
         (("--length", "256", "--lengths", "300"), ["--lengths are those of the needle tests alone", "Give one of them"]),
         (("--lengths", "300"), ["--lengths concerns none of the chosen probes: attention_sink"]),

@@ -132,7 +132,7 @@ def test_the_probe_of_contributing_scores_a_model(contributed, text):
 
 
 def test_the_probe_of_contributing_keeps_the_contracts(contributed):
-    from workbench.captures import from_patterns
+    from workbench.given import from_patterns
 
     card = random_model("llama").card
     prompts = wb.Prompts(np.random.default_rng(0).integers(3, 250, (2, 200)))

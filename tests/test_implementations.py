@@ -9,12 +9,15 @@ import torch
 from eager import eager, random_ids, random_prompts, tiny
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from workbench import implementations
 from workbench.attention import Tap, tapped
 from workbench.captures import capture, generate
 from workbench.edits import PHASES, Ablate, Reference
 from workbench.errors import InputError
+from workbench.given import from_patterns, uniform
 from workbench.heads import Head
 from workbench.implementations import IMPLEMENTATIONS, choose
+from workbench.kernels import blocked
 from workbench.models import HFModel
 from workbench.prompts import Prompts
 from workbench.reads import (
@@ -430,3 +433,53 @@ def test_prompts_beyond_the_trained_context_run_with_a_warning(run):
     assert "warning" not in run(model, random_prompts(1, 11), []).provenance
     total = run(model, random_prompts(1, 13), []).prompts.length
     assert run(model, random_prompts(1, 13), []).provenance["warning"] == f"{total} tokens are beyond the 12 that tiny-llama was trained for"
+
+
+@pytest.mark.parametrize("chunk", [None, 16])
+def test_blocks_of_nothing_but_padding_show_nothing(monkeypatch, chunk):
+    monkeypatch.setitem(blocked.ELEMENTS, "cpu", 2**10)
+    prompts = random_prompts(2, 200, padding=np.array([0, 150]))
+    seen, alone = capture(tiny("llama"), prompts, [Entropy()], chunk=chunk), capture(tiny("llama"), random_ids_of(prompts, 1), [Entropy()])
+    assert np.isnan(seen[Entropy()][1, ..., :150]).all()
+    np.testing.assert_allclose(seen[Entropy()][1, ..., 150:], alone[Entropy()][0], atol=2e-5)
+
+
+def random_ids_of(prompts: Prompts, b: int) -> Prompts:
+    """One prompt of a batch without its padding."""
+    return Prompts(prompts.ids_BT[b : b + 1, prompts.start_B[b] :])
+
+
+def test_padding_is_no_earlier_occurrence():
+    ids, read = np.array([[0, 0, 0, 5, 0, 7, 0, 9], [3, 0, 4, 5, 0, 7, 0, 9]]), Mass(at="induction")
+    seen = capture(tiny("llama"), Prompts(ids, padding=np.array([3, 0])), [read])[read]
+    alone = capture(tiny("llama"), Prompts(ids[:1, 3:]), [read])[read]
+    np.testing.assert_allclose(seen[0, ..., 3:], alone[0], atol=2e-5)
+
+
+def test_a_uniform_head_is_seen_without_its_pattern():
+    prompts = random_prompts(1, 150)
+    pattern_QK = np.tril(np.ones((150, 150))) / np.arange(1, 151)[:, None]
+    reads = [Mass(first=4), Mass(last=20), Mass(at="induction"), Mass(at="previous"), Entropy(relative=True), Received(), Received("max")]
+    seen, given = uniform(tiny("llama").card, prompts, reads), from_patterns(tiny("llama").card, prompts, pattern_QK[None, None, None], reads)
+    for read in reads:
+        np.testing.assert_allclose(seen[read], given[read], atol=1e-5, err_msg=str(read))
+
+
+def test_answers_are_the_same_when_the_prompt_is_read_in_chunks():
+    reads = [Peak("answer"), Entropy("answer")]
+    whole, pieces = (generate(tiny("llama"), random_prompts(1, 23), reads, max_new_tokens=4, chunk=chunk) for chunk in (None, 7))
+    np.testing.assert_array_equal(whole.prompts.ids_BT, pieces.prompts.ids_BT)
+    np.testing.assert_allclose(whole[reads[1]], pieces[reads[1]], atol=2e-5)
+
+
+def test_predictions_of_padding_are_none():
+    seen = capture(tiny("llama"), random_prompts(2, 20, padding=np.array([0, 5])), [NextToken()])[NextToken()]
+    assert np.isnan(seen.logprob[1, :5]).all()
+    assert (seen.choice[1, :5] == -1).all()
+    assert (seen.choice[:, 5:] >= 0).all()
+
+
+@pytest.mark.parametrize(("size", "chosen"), [(8, "torch"), (16, "triton"), (256, "triton"), (257, "torch")])
+def test_auto_knows_which_heads_the_kernels_do(monkeypatch, size, chosen):
+    monkeypatch.setattr(implementations, "missing_for", lambda device: None)
+    assert implementations.choose("auto", torch.device("cuda"), 5000, size) == chosen

@@ -6,7 +6,8 @@ import torch
 from eager import eager, random_prompts, tiny
 
 from workbench.attention import Tap
-from workbench.captures import capture, from_patterns
+from workbench.captures import capture
+from workbench.given import from_patterns
 from workbench.heads import Head
 from workbench.prompts import Prompts
 from workbench.reads import HeadOutput, Mass, Pattern, Received

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 
 from workbench import groups, measure, runs
-from workbench.captures import Capture, capture, from_patterns
+from workbench.captures import Capture, capture
 from workbench.documents import DocumentSearch
 from workbench.edits import Ablate
 from workbench.errors import InputError
+from workbench.given import from_patterns
 from workbench.heads import Head
 from workbench.labels import label
 from workbench.measure import Group, Options, Way, plan, score
@@ -549,7 +550,7 @@ def test_a_capture_of_the_group_serves_every_member(model, known):
 
     members = [replace(FIRST, name=name, score=remember, null_score=0.0, reads=reads) for name, reads in {"a": (READ,), "b": (Received(),)}.items()]
     score(model, known(*members))
-    captures = [evidence for evidence in seen if "given" not in str(evidence.provenance)]
+    captures = [evidence for evidence in seen if "uniform" not in str(evidence.provenance)]
     assert len(captures) == 8
     assert all(a is b for a, b in zip(captures[::2], captures[1::2], strict=True))
     assert all(set(evidence.values) == {READ, Received()} for evidence in captures)
@@ -611,7 +612,7 @@ def test_sampled_rows_are_in_the_evidence_with_their_standard_error(model, known
         """Attention one back, in the rows that were read."""
         return evidence.over_rows(READ, 1)
 
-    result = score(model, known(replace(FIRST, score=mean)), way=Way(sample=4))
+    result = score(model, known(replace(FIRST, score=mean, skip=1)), way=Way(sample=4))
     captures = [capture(model, prompts, [READ], sample=4) for prompts in Small().build(model, 0)]
     worst = max(seen.standard_error(READ, 1).max() for seen in captures)
     assert result.evidence["first"]["rows"] == {"sampled": 4, "of": 12, "largest_standard_error": pytest.approx(worst)}
@@ -635,7 +636,7 @@ def test_prompts_beyond_the_trained_context_are_scored_with_a_warning(known):
 
 
 def test_labels_keep_the_warning(monkeypatch):
-    member = replace(PROBES["induction"], recipes={"quick": RepeatedTokens(length=10, count=2, beyond=True)})
+    member = replace(PROBES["induction"], recipes={"quick": RepeatedTokens(count=2, total=21)})
     monkeypatch.setattr(groups, "probe", lambda name: member)
     labels = label(score(random_model("llama", max_position_embeddings=16), ["induction"]))
     assert "21 tokens are beyond the 16 that tiny-llama was trained for" in str(labels.provenance)

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from workbench import probes
-from workbench.captures import Capture, from_patterns
+from workbench.captures import Capture
 from workbench.documents import DocumentSearch
 from workbench.errors import InputError
+from workbench.given import from_patterns
 from workbench.heads import ModelCard, Shape
 from workbench.needles import NeedleTests
 from workbench.probes import PROBES, Probe, _needle, copying, pattern_of, probe, rest

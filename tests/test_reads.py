@@ -9,8 +9,9 @@ import pytest
 import torch
 from eager import WINDOWED, eager, random_prompts, tiny, visible
 
-from workbench.captures import capture, from_patterns
+from workbench.captures import capture
 from workbench.errors import InputError
+from workbench.given import from_patterns
 from workbench.heads import ModelCard, Shape
 from workbench.prompts import Prompts
 from workbench.reads import READS, BlockMap, Distances, Entropy, HeadOutput, LogSumExp, Mass, NextToken, Pattern, Peak, QueryKey, Received, TopMass, ValueNorm

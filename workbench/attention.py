@@ -85,7 +85,7 @@ class Tap:
                 size = len(self.layers), *tensor.shape
                 self.sheets[read, number] = torch.empty(size, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
         row = self.layers.index(layer)
-        places = [self.sheets[read, number][row].copy_(tensor, non_blocking=True) for number, tensor in enumerate(parts)]
+        places = [self.sheets[read, number][row].copy_(tensor, non_blocking=tensor.is_cuda) for number, tensor in enumerate(parts)]
         return type(value)(*places) if isinstance(value, tuple) else places[0]
 
     def _module(self) -> ModuleType:
@@ -153,7 +153,7 @@ def _attention(
         raise InputError("attention with learned sink logits is not supported: its rows do not sum to 1")
     layer, tap = module.workbench_tap
     z_BHQE, values = tap(layer, query, key, value, attention_mask, scaling, softcap, sliding_window)
-    total_H = z_BHQE.sum((0, 2, 3), dtype=torch.float32).to("cpu", non_blocking=True)
+    total_H = z_BHQE.sum((0, 2, 3), dtype=torch.float32).to("cpu", non_blocking=z_BHQE.is_cuda)
     seen = {read: tap.put(layer, read, value) for read, value in values.items()}
     return rearrange(z_BHQE, "b h q e -> b q h e").contiguous(), Observed(seen, total_H)
 

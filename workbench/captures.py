@@ -17,14 +17,13 @@ from workbench.edits import Edit
 from workbench.errors import InputError
 from workbench.heads import ModelCard
 from workbench.implementations import choose, each
-from workbench.layer_view import LayerView
 from workbench.models import HFModel
-from workbench.passes import MemoryErrors, asked_order, check, chosen_layers, joined, run, without_padding
+from workbench.passes import MemoryErrors, check, chosen_layers, joined, run, without_padding
 from workbench.prompts import SAMPLED, Prompts
-from workbench.reads import Distances, Entropy, LayerRead, LogSumExp, Mass, Peak, Read, Received, TopMass
-from workbench.rows import Rows
+from workbench.reads import Distances, Entropy, LayerRead, LogSumExp, Mass, Peak, Read, TopMass
 
-SAMPLES = (Mass, Distances, TopMass, Entropy, Peak, LogSumExp, Received)
+CHUNKS = "a chunk has at least one token, and the reference implementation makes none; use torch or triton"
+SAMPLES = (Mass, Distances, TopMass, Entropy, Peak, LogSumExp)
 """The reads that can be made on a sample of the rows."""
 
 
@@ -32,14 +31,14 @@ SAMPLES = (Mass, Distances, TopMass, Entropy, Peak, LogSumExp, Received)
 class Capture:
     """What the reads saw in one pass: `capture[read]` is a read-only array (or a named tuple of them) in the read's shape.
 
-    `provenance` has implementation, dtype, device and edits, and what is worth a remark. With `sampled` rows, reads of all rows were made on these.
+    `provenance` has implementation, dtype, device and edits, and what is worth a remark. The `sampled` reads were made on a sample of the rows.
     """
 
     card: ModelCard
     prompts: Prompts
     values: Mapping[Any, Any]
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    sampled: bool = False
+    sampled: frozenset[Read] = frozenset()
 
     def __post_init__(self) -> None:
         frozen = {read: each(_frozen, value) for read, value in self.values.items()}
@@ -65,7 +64,7 @@ class Capture:
         """
         value_BLHR = self._per_row(read, skip).astype(float)
         read_rows, rows = value_BLHR.shape[-1], self.prompts.length - skip - int(self.prompts.start_B.max())
-        if not self.sampled or read.rows is not None or read_rows >= rows:
+        if read not in self.sampled:
             return np.zeros(value_BLHR.shape[:3])
         return value_BLHR.std(-1, ddof=1) / np.sqrt(read_rows) * np.sqrt(1 - read_rows / rows)
 
@@ -75,11 +74,11 @@ class Capture:
         value_BLHR = self[read]
         if isinstance(value_BLHR, tuple):
             raise InputError(f"{read} gives several numbers per row: {', '.join(value_BLHR._fields)}")
-        position_BR = self.prompts.row_positions(SAMPLED if self.sampled and read.rows is None else read.rows) - self.prompts.start_B[:, None]
+        position_BR = self.prompts.row_positions(SAMPLED if read in self.sampled else read.rows) - self.prompts.start_B[:, None]
         kept_BR = position_BR >= skip
         if len(counts := set(kept_BR.sum(1).tolist())) > 1 or counts == {0}:
             raise InputError(f"the prompts have {sorted(counts)} rows from the {skip}th token on; take prompts of one length, longer than that")
-        if self.sampled and read.rows is None and counts == {1}:
+        if read in self.sampled and counts == {1}:
             raise InputError(f"only one sampled row is left from the {skip}th token on; sample more rows")
         return np.stack([value_LHR[..., kept_R] for value_LHR, kept_R in zip(value_BLHR, kept_BR, strict=True)])
 
@@ -100,19 +99,20 @@ def capture(
     Texts are tokenised as the model's tokenizer does by default; shorter ones are padded on the left, and reads that give a number per row give NaN
     (a key of −1) there. `implementation` is one of `attention.IMPLEMENTATIONS` or `auto`; the provenance says which it was. With a `chunk` the
     prompts go through the model one by one in pieces of that many tokens, which bounds the memory of activations. With a `sample` that many evenly
-    strided rows stand for all in the reads of all rows that give a number per row or `Received`: see `Capture.standard_error`. With `layers` only these
+    strided rows stand for all in the reads of all rows (`SAMPLES`): see `Capture.standard_error`. With `layers` only these
     are read, in this order. Raises `InputError` for prompts that
     the model has no positions for, for edits of heads that it does not have, for what an implementation cannot do, and when memory does not suffice.
     Prompts beyond the context that the model was trained for run; a warning in the provenance says so.
     """
     prompts = prompts if isinstance(prompts, Prompts) else Prompts.from_text(model, prompts)
-    chosen = choose(implementation, model.device, prompts.length)
+    chosen = choose(implementation, model.device, prompts.length, model.shape.d_head)
     remarks = check(model, prompts, prompts.length, reads, edits)
     if chunk is not None and (chunk < 1 or chosen == "reference"):
-        raise InputError("a chunk has at least one token, and the reference implementation keeps no keys of earlier chunks; use torch or triton")
+        raise InputError(CHUNKS)
     sampled = sample is not None and sample < prompts.length - int(prompts.start_B.max())
     prompts = prompts.with_sampled_rows(sample) if sample is not None and sampled else prompts
-    made = {read: replace(read, rows=SAMPLED) if sampled and read.rows is None and isinstance(read, SAMPLES) else read for read in reads}
+    made = {read: replace(read, rows=SAMPLED) if sampled and isinstance(read, SAMPLES) and read.rows is None else read for read in reads}
+    less = frozenset(read for read, making in made.items() if making != read)
     make = partial(run, model, reads=list(made.values()), edits=edits, implementation=chosen, layers=chosen_layers(model, layers))
     with torch.inference_mode(), MemoryErrors(model, prompts, chosen, chunk):
         if chunk is None or chunk >= prompts.length:
@@ -123,9 +123,9 @@ def capture(
     facts = {
         **({"chunk": chunk} if chunk is not None else {}),
         **({"layers": list(layers)} if layers is not None else {}),
-        **({"rows": {"sampled": sample, "of": prompts.length}} if sampled else {}),
+        **({"rows": {"sampled": sample, "of": prompts.length}} if less else {}),
     }
-    return Capture(model.card, prompts, values, {**_provenance(model, edits, chosen), **facts, **remarks}, sampled)
+    return Capture(model.card, prompts, values, {**_provenance(model, edits, chosen), **facts, **remarks}, less)
 
 
 def generate(
@@ -136,6 +136,7 @@ def generate(
     max_new_tokens: int = 50,
     edits: Sequence[Edit] = (),
     implementation: str = "auto",
+    chunk: int | None = None,
     stop: Callable[[str], bool] | None = None,
     matching: Callable[[np.ndarray], np.ndarray] = lambda ids: ids,
 ) -> Capture:
@@ -152,17 +153,20 @@ def generate(
     if wrong := [read for read in reads if not (read.per_row and read.rows == "answer")]:
         raise InputError(f"while generating, only reads that give a number per row, at the rows 'answer', can be made; not {wrong[0]}")
     total = prompts.length + max_new_tokens
-    chosen_way = choose(implementation, model.device, total)
+    chosen_way = choose(implementation, model.device, prompts.length, model.shape.d_head)
+    if chunk is not None and (chunk < 1 or chosen_way == "reference"):
+        raise InputError(CHUNKS)
     remarks = check(model, prompts, total, reads, edits)
     end = prompts.length - 1
     chosen: list[int] = []
     seen: list[dict[Read, Any]] = []
     base = Prompts(prompts.ids_BT, prompts.spans, {}, prompts.match_BT, end, prompts.facts, prompts.padding)
     ids_BT = torch.tensor(prompts.ids_BT, device=model.device)
-    with torch.inference_mode(), MemoryErrors(model, prompts, chosen_way, None):
+    with torch.inference_mode(), MemoryErrors(model, prompts, chosen_way, chunk):
         cache = DynamicCache()  # without the configuration: every layer keeps all keys, so that a key's index is its position
-        with tapped(model, Tap(base, (), edits, chosen_way)) as hf:
-            hf(ids_BT[:, :end], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        for begin in range(0, end, chunk or end):
+            with tapped(model, Tap(base, (), edits, chosen_way, begin)) as hf:
+                hf(ids_BT[:, begin : min(begin + (chunk or end), end)], past_key_values=cache, use_cache=True, logits_to_keep=1)
         fed_BT = ids_BT[:, end:]
         while len(chosen) < max_new_tokens:
             place = end + len(chosen)
@@ -177,24 +181,6 @@ def generate(
                 break
     values = {read: each(lambda *parts: torch.cat(parts, dim=-1), *[step[read] for step in seen]) for read in reads}
     return Capture(model.card, _answered(model, base, chosen, matching), values, {**_provenance(model, edits, chosen_way), **remarks})
-
-
-def from_patterns(card: ModelCard, prompts: Prompts, pattern_BLHQK: np.ndarray, reads: Sequence[LayerRead]) -> Capture:
-    """A capture made from given attention probabilities, such as an ideal head or another tool's cache.
-
-    `pattern_BLHQK` has all query rows; its heads may be any number. Keys at or before the row count as visible.
-    Reads of queries, keys, values or outputs raise `InputError`.
-    """
-    pattern = torch.tensor(np.asarray(pattern_BLHQK, np.float32))
-    if pattern.dim() != 5 or pattern.shape[0] != prompts.count or pattern.shape[3:] != (prompts.length, prompts.length):
-        raise InputError(f"patterns of shape {tuple(pattern.shape)} for {prompts.count} prompts of {prompts.length} tokens")
-    values: dict[Read, list] = {read: [] for read in reads}
-    for read in reads:
-        rows = Rows.of(prompts, prompts.row_positions(read.rows), prompts.length, None, pattern.device)
-        for pattern_BHQK in pattern.unbind(1):
-            index_BHRK = rows.pos_BR.long()[:, None, :, None].expand(-1, pattern.shape[2], -1, prompts.length)
-            values[read].append(asked_order(read, read.reference(LayerView(rows, pattern_BHQK.gather(2, index_BHRK))), prompts))
-    return Capture(card, prompts, {read: each(_stacked, *layers) for read, layers in values.items()}, {"implementation": "given patterns"})
 
 
 def _ended(model: HFModel, chosen: list[int], stop: Callable[[str], bool] | None) -> bool:

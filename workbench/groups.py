@@ -1,8 +1,9 @@
-"""Which probes can share a pass? Those that put the same prompts."""
+"""Which probes can share a pass, and how is it made? Those that put the same prompts share one."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
+from workbench.captures import SAMPLES
 from workbench.errors import InputError
 from workbench.options import Options, concerned
 from workbench.probes import PROBES, Probe, probe
@@ -39,3 +40,26 @@ def plan(names: Iterable[str] | None = None, preset: str = "quick", options: Opt
         recipe = (options or Options()).apply(chosen.recipe(preset)) if chosen.recipes else None
         groups.setdefault(recipe, []).append(chosen)
     return [Group(tuple(members), recipe) for recipe, members in groups.items()]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How passes are made: see `captures.capture`. `chunk` and `sample` are tokens and rows."""
+
+    implementation: str = "auto"
+    chunk: int | None = None
+    sample: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunk is not None and self.chunk < 1:
+            raise InputError(f"--chunk is at least one token, got {self.chunk}")
+        if self.sample is not None and self.sample < 2:
+            raise InputError(f"--sample-rows takes at least two rows, got {self.sample}")
+
+    def check(self, groups: Sequence[Group]) -> None:
+        """Raise `InputError` for what concerns none of the groups."""
+        reads = [read for group in groups for read in group.reads]
+        if self.chunk is not None and all(group.recipe is None for group in groups):
+            raise InputError("--chunk concerns none of the chosen probes: they look at weights")
+        if self.sample is not None and not any(isinstance(read, SAMPLES) and read.rows is None for read in reads):
+            raise InputError("--sample-rows concerns none of the chosen probes: they read chosen rows, or what keys receive")

@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from workbench.errors import InputError, unknown
 from workbench.kernels.inputs import Attention, Statistics, Wanted
-from workbench.kernels.support import missing_for
+from workbench.kernels.support import HEAD_SIZES, missing_for
 from workbench.layer_view import LayerView, Seen
 from workbench.reads import LayerRead, QueryKey, Received
 from workbench.rows import Rows
@@ -31,13 +31,14 @@ LONG = 2**21
 """Pairs of a row and a key in one head from which on `auto` takes Triton on CUDA; below it, compiling would cost more than it saves."""
 
 
-def choose(implementation: str, device: torch.device, length: int) -> str:
+def choose(implementation: str, device: torch.device, length: int, head_size: int = 64) -> str:
     """The implementation that a name stands for; `auto` is `triton` for long prompts on CUDA, else `torch`.
 
     Raises `InputError` for an unknown name, and for `triton` where it cannot run.
     """
     if implementation == "auto":
-        return "triton" if device.type == "cuda" and length**2 >= LONG and missing_for(device) is None else "torch"
+        worth = device.type == "cuda" and length**2 >= LONG and head_size in HEAD_SIZES
+        return "triton" if worth and missing_for(device) is None else "torch"
     if implementation not in IMPLEMENTATIONS:
         raise unknown("implementation", implementation, ["auto", *IMPLEMENTATIONS])
     if implementation == "triton" and (missing := missing_for(device)):

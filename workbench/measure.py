@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.captures import Capture, capture, from_patterns, generate
+from workbench.captures import Capture, capture, generate
 from workbench.edits import Edit
 from workbench.errors import InputError
-from workbench.groups import Group, plan
+from workbench.given import uniform
+from workbench.groups import Group, Way, plan
 from workbench.heads import Head, ModelCard
 from workbench.implementations import choose
 from workbench.matching import canonical
@@ -41,15 +42,6 @@ MADE_FROM = ("haystack", "bos", "chat", "block", "repeats", "needle", "length", 
 Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
-class Way:
-    """How passes are made: see `captures.capture`. `chunk` and `sample` are tokens and rows."""
-
-    implementation: str = "auto"
-    chunk: int | None = None
-    sample: int | None = None
-
-
 def score(
     model: HFModel,
     probes: Sequence[str] | None = None,
@@ -68,9 +60,10 @@ def score(
     again; without `runs` nothing is kept. `progress` hears of every finished batch. A probe with too little evidence has no scores; `evidence` says so,
     with counts. Raises `InputError` for unknown probes or presets, and for prompts that cannot be made for this model.
     """
-    groups = plan(probes, preset, options)
+    groups, way = plan(probes, preset, options), way or Way()
+    way.check(groups)
     built = {recipe: recipe.build(model, start) for recipe, start in _recipes(groups, seed)}  # what cannot be built shows before any work is done
-    measure = _Measure(model, runs, seed, edits, progress, built, way or Way())
+    measure = _Measure(model, runs, seed, edits, progress, built, way)
     rows, evidence = [], {}
     for group in groups:
         samples, nulls = measure.parts(group, group.recipe, seed, group.name), measure.nulls(group)
@@ -121,10 +114,11 @@ class _Measure:
     def conditions(self, batches: Iterable[Prompts]) -> dict[str, Any]:
         """What else decides a result: precision, device, implementations, sampled rows, edits."""
         lengths = {batch.length for batch in batches} or {1}
-        chosen = sorted({choose(self.way.implementation, self.model.device, length) for length in lengths})
+        size = self.model.shape.d_head
+        chosen = sorted({choose(self.way.implementation, self.model.device, length, size) for length in lengths})
         place = {"dtype": str(self.model.dtype).removeprefix("torch."), "device": self.model.device.type, "implementation": ", ".join(chosen)}
-        rows = {} if self.way.sample is None else {"sampled_rows": self.way.sample}
-        return {**place, **rows, "edits": [edit.describe() for edit in self.edits]}
+        asked = {"chunk": self.way.chunk, "sampled_rows": self.way.sample}
+        return {**place, **{name: value for name, value in asked.items() if value is not None}, "edits": [edit.describe() for edit in self.edits]}
 
     def parts(self, group: Group, recipe: Recipe | None, seed: int, name: str) -> list[Part]:
         """The results of every batch of a recipe: from disk where they are there, else measured and saved."""
@@ -177,6 +171,7 @@ class _Measure:
                     reads,
                     edits=self.edits,
                     implementation=self.way.implementation,
+                    chunk=self.way.chunk,
                     stop=lambda text: "\n" in text.strip(),
                     matching=matching,
                 ),
@@ -189,14 +184,15 @@ def _scored(group: Group, seen: Capture) -> Part:
     valid = {member.name: np.ones(len(scores[member.name]), bool) if member.valid is None else member.valid(seen) for member in group.probes}
     facts = seen.prompts.facts
     if seen.sampled:
-        errors = {
-            str(read): float(seen.standard_error(read, 1).max())
-            for read in group.reads
-            if read.per_row and read.rows is None and not isinstance(seen[read], tuple)
-        }
+        errors = {member.name: _largest_error(member, seen) for member in group.probes if seen.sampled & set(member.reads)}
         sampled = {"sampled_rows": seen.provenance["rows"]["sampled"], "of_rows": seen.prompts.length, "standard_errors": errors}
         facts = tuple({**fact, **sampled} for fact in facts or ({},) * seen.prompts.count)
     return Part(scores, valid, facts)
+
+
+def _largest_error(member: Probe, seen: Capture) -> float:
+    """The largest standard error that sampling puts on a head's mean over the rows that count for a probe."""
+    return max(float(seen.standard_error(read, member.skip).max()) for read in seen.sampled & set(member.reads))
 
 
 def _weighed(model: HFModel, group: Group, shuffle: int | None) -> Part:
@@ -208,18 +204,17 @@ def _weighed(model: HFModel, group: Group, shuffle: int | None) -> Part:
 
 def _uniform(model: HFModel, group: Group, prompts: Prompts) -> Part:
     """What a head that attends equally to all it sees would score."""
-    only = prompts.only(0)
-    pattern_QK = np.tril(np.ones((only.length, only.length))) / np.arange(1, only.length + 1)[:, None]
-    return _scored(group, from_patterns(model.card, only, pattern_QK[None, None, None], [read for read in group.reads if not isinstance(read, NextToken)]))
+    reads = [read for read in group.reads if not isinstance(read, NextToken)]
+    return _scored(group, uniform(model.card, prompts.only(0), reads))
 
 
 def _remarks(parts: Sequence[Part], member: Probe) -> dict[str, Any]:
     """Of how many rows the samples were read, and the largest standard error that this puts on a head's mean over the rows of a prompt."""
-    facts = [fact for part in parts for fact in part.facts if "sampled_rows" in fact]
-    errors = [fact["standard_errors"][str(read)] for fact in facts for read in member.reads if str(read) in fact["standard_errors"]]
+    facts = [fact for part in parts for fact in part.facts if member.name in fact.get("standard_errors", {})]
     if not facts:
         return {}
-    return {"rows": {"sampled": facts[0]["sampled_rows"], "of": facts[0]["of_rows"], **({"largest_standard_error": max(errors)} if errors else {})}}
+    largest = max(fact["standard_errors"][member.name] for fact in facts)
+    return {"rows": {"sampled": facts[0]["sampled_rows"], "of": facts[0]["of_rows"], "largest_standard_error": largest}}
 
 
 def _made_from(parts: Sequence[Part]) -> dict[str, list[str]]:

@@ -130,9 +130,10 @@ def _padding(prompts: Prompts, model: HFModel, begin: int, end: int) -> dict[str
 
 def without_padding(read: Read, value: Any, prompts: Prompts) -> Any:
     """NaN, or −1 for a position, where a read that gives a number per row was made in the padding."""
-    if prompts.padding is None or not read.per_row:
+    if prompts.padding is None or not (read.per_row or isinstance(read, NextToken)):
         return value
-    hidden_BR = torch.from_numpy(prompts.row_positions(read.rows) < prompts.start_B[:, None])[:, None, None]
+    hidden_BR = torch.from_numpy(prompts.row_positions(read.rows) < prompts.start_B[:, None])
+    hidden_BR = hidden_BR if isinstance(read, NextToken) else hidden_BR[:, None, None]
     return each(lambda tensor: tensor.masked_fill(hidden_BR, torch.nan if tensor.is_floating_point() else -1), value)
 
 

@@ -116,7 +116,7 @@ class Prompts:
         """The same with rows `sampled`: the middle one of each of `count` equal stretches. Raises `InputError` for fewer than two or more than all."""
         if not 2 <= count <= self.length - int(self.start_B.max()):
             raise InputError(f"{count} rows cannot be sampled from {self.length - int(self.start_B.max())}; take 2 or more, up to all")
-        rows = np.stack([start + ((np.arange(count) + 0.5) * ((self.length - start) / count)).astype(np.int64) for start in self.start_B])
+        rows = np.stack([start + (2 * np.arange(count) + 1) * (self.length - start) // (2 * count) for start in self.start_B])
         return replace(self, rows={**self.rows, SAMPLED: rows})
 
     @classmethod

@@ -33,7 +33,7 @@ class RepeatedTokens:
 
     Tokens come from the middle 80% of the vocabulary without special tokens. Rows `repeat` are those of the second and later blocks. The control
     puts fresh tokens in place of the later blocks, while the reads still look where the repeats would have been. Blocks are shortened to what the model
-    was trained for, unless they are to go `beyond`.
+    was trained for, with a `total` they are as long as that many tokens allow, the BOS token included.
     """
 
     length: int = 50
@@ -41,19 +41,18 @@ class RepeatedTokens:
     count: int = 16
     batch: int = 8
     repeated: bool = True
-    beyond: bool = False
+    total: int | None = None
 
     def build(self, model: Model, seed: int) -> list[Prompts]:
         """Batches of `batch` prompts. Raises `InputError` if the vocabulary or the context is too small."""
         length = self._length(model)
         pool = _middle_of_vocabulary(model)
-        needed = length if self.repeated else length * self.repeats
-        if len(pool) < needed:
-            raise InputError(f"{needed} distinct tokens are needed, {model.card.name} has {len(pool)} ordinary ones")
+        if len(pool) < length:
+            raise InputError(f"{length} distinct tokens are needed, {model.card.name} has {len(pool)} ordinary ones; give a shorter --length")
         rng, start = np.random.default_rng(seed), bos(model)
         batches = []
         for size in _batches(self.count, self.batch):
-            block = np.stack([rng.permutation(pool)[:needed] for _ in range(size)])
+            block = np.stack([self._tokens(pool, length, rng) for _ in range(size)])
             match = np.tile(block[:, :length], (1, self.repeats))
             head = np.tile(np.array(start, np.int64), (size, 1))
             ids = np.concatenate([head, match if self.repeated else block], axis=1)
@@ -74,14 +73,19 @@ class RepeatedTokens:
         room = (model.max_length - len(bos(model))) // self.repeats
         if room < 2:
             raise InputError(f"{self.repeats} blocks do not fit the context of {model.card.name}, {model.max_length} tokens")
-        return self.length if self.beyond else min(self.length, room)
+        return min(self.length, room) if self.total is None else (self.total - len(bos(model))) // self.repeats
+
+    def _tokens(self, pool: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
+        """The distinct tokens of all blocks; where the vocabulary has too few for the control, those of each block."""
+        blocks = 1 if self.repeated else self.repeats
+        if len(pool) >= length * blocks:
+            return rng.permutation(pool)[: length * blocks]
+        return np.concatenate([rng.permutation(pool)[:length] for _ in range(blocks)])
 
     def at_length(self, tokens: int) -> "RepeatedTokens":
         """The same in prompts of `tokens` tokens, as many of them as have the same number of tokens in all, but two at least."""
         count = max(2, self.count * self.length * self.repeats // tokens)
-        return replace(
-            self, length=tokens // self.repeats, count=min(self.count, count), batch=_batch(self.batch, self.length * self.repeats, tokens), beyond=True
-        )
+        return replace(self, total=tokens, count=min(self.count, count), batch=_batch(self.batch, self.length * self.repeats, tokens))
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,9 @@ class Rows:
 
     def related(self, relation: str, without: tuple[Range, ...] = ()) -> Pairs:
         """The visible keys of a relation, those in the ranges left out."""
-        match_BK = torch.tensor(self.prompts.match_BT, device=self.pos_BR.device)[:, : self.keys].contiguous()
+        match_BK = torch.tensor(self.prompts.match_BT, device=self.pos_BR.device)[:, : self.keys]
+        place_K = torch.arange(self.keys, device=match_BK.device)
+        match_BK = torch.where(place_K < self.start_B[:, None], -1 - place_K, match_BK).contiguous()  # padding equals nothing
         parts = []
         for prompt, (match_K, pos_R) in enumerate(zip(match_BK, self.pos_BR.long(), strict=True)):
             row_P, key_P = RELATIONS[relation](match_K, pos_R)

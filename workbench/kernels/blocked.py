@@ -4,7 +4,7 @@ A block's scores are made once, from matrix products per KV head; every statisti
 them. Keys that no row of the block sees are left out, and masks touch only the edges. All arithmetic is in float32.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from workbench.kernels import singles
-from workbench.kernels.inputs import Attention, Pairs, Range, Statistics, Wanted
+from workbench.kernels.inputs import Attention, Name, Pairs, Range, Statistics, Wanted
 
 NEVER = -1e30
 """The score of a key that a row may not see: finite, so that 0 probability times it is 0."""
@@ -75,7 +75,7 @@ class _Blocks:
     attention: Attention
     wanted: Wanted
     rows: dict[str, list[Tensor]] = field(default_factory=dict)
-    masses: dict[Hashable, list[Tensor]] = field(default_factory=dict)
+    masses: dict[Name, list[Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         attention, wanted = self.attention, self.wanted
@@ -100,6 +100,7 @@ class _Blocks:
         pos_BR, low_BR = attention.pos_BR[:, rows], attention.low_BR[:, rows]
         first = 0 if wanted.maps else int(low_BR.min().clamp(max=attention.keys - 1)) // LEAF * LEAF
         end = int(pos_BR[:, -1].max() // LEAF + 1) * LEAF
+        first = min(first, end - LEAF)  # rows of padding alone see nothing, not even one group of keys
         s_BHRK, p_BHRK = self._buffers(stop - start, end - first)
         s_BHRK = _scores(attention, rows, self.k_BGKE[:, :, :end], first, s_BHRK)
         _hide(s_BHRK, pos_BR, low_BR, first)
@@ -116,8 +117,8 @@ class _Blocks:
             self._keep("peak_key_BHR", (key_BHR + first).masked_fill_(blind_BR[:, None], 0))
             self._keep("peak_prob_BHR", prob_BHR)
         if wanted.entropy:
-            mean_BHR = torch.mul(p_BHRK, s_BHRK, out=s_BHRK).sum(-1)  # the scores are not needed any more
-            self._keep("entropy_BHR", (self.rows["lse_BHR"][-1] - mean_BHR).masked_fill_(blind_BR[:, None], 0))
+            below_BHR = s_BHRK.sub_(most_BHR1).mul_(p_BHRK).sum(-1)  # below the largest, so that no large numbers cancel; the scores are gone then
+            self._keep("entropy_BHR", (-prob_BHR.log() - below_BHR).masked_fill_(blind_BR[:, None], 0))
         if self.v_BGKE is not None:
             p_BGRK = rearrange(p_BHRK, "b (g h) r k -> b g (h r) k", g=self.v_BGKE.shape[1])
             z = torch.matmul(p_BGRK, self.v_BGKE[:, :, first:end]).view(*prob_BHR.shape, -1)

@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+Name = Hashable
+"""What a set of keys is called."""
+
 Range = tuple[Int[Tensor, "B R"], Int[Tensor, "B R"]]
 """Keys [low, high) of each row, visible ones only; empty where high ≤ low."""
 
@@ -79,8 +82,8 @@ class Wanted:
     peak: bool = False
     received: frozenset[str] = frozenset()
     maps: frozenset[tuple[int, str]] = frozenset()
-    ranges: Mapping[Hashable, Range] = field(default_factory=dict)
-    singles: Mapping[Hashable, Pairs] = field(default_factory=dict)
+    ranges: Mapping[Name, Range] = field(default_factory=dict)
+    singles: Mapping[Name, Pairs] = field(default_factory=dict)
 
     def __or__(self, other: "Wanted") -> "Wanted":
         """Everything that either wants."""
@@ -108,4 +111,4 @@ class Statistics:
     peak_prob_BHR: Float[Tensor, "B H R"] | None = None
     received: Mapping[str, Float[Tensor, "B H K"]] = field(default_factory=dict)
     maps: Mapping[tuple[int, str], Float[Tensor, "B H U V"]] = field(default_factory=dict)
-    masses: Mapping[Hashable, Float[Tensor, "B H R"]] = field(default_factory=dict)
+    masses: Mapping[Name, Float[Tensor, "B H R"]] = field(default_factory=dict)

@@ -6,7 +6,7 @@
 4. `columns_kernel`: what is per key or per block of the map; the one sweep over all pairs that is made a second time, and only if it is asked for.
 """
 
-from collections.abc import Hashable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,13 +19,13 @@ from triton import knobs
 
 from workbench.errors import InputError
 from workbench.kernels import singles
-from workbench.kernels.inputs import Attention, Pairs, Statistics, Wanted
+from workbench.kernels.inputs import Attention, Name, Pairs, Statistics, Wanted
+from workbench.kernels.support import HEAD_SIZES
 from workbench.kernels.triton_given_lse import columns_kernel, pairs_kernel, ranges_kernel
 from workbench.kernels.triton_rows import rows_kernel
 from workbench.kernels.tuning import Tile, choose
 
 LOG2E = 1.4426950408889634
-HEAD_SIZES = range(16, 257)
 MAP_BLOCK = 16
 """Blocks of a map are multiples of this: the smallest tile of the tensor cores."""
 
@@ -44,8 +44,7 @@ COLUMN_TILES = {
 SINGLE_PRECISION = (Tile(32, 32, 4, 2),)
 """Float32 inputs take twice the shared memory, and are multiplied exactly (IEEE) without tensor cores."""
 
-RANGE_TILE = Tile(128, 64, 8, 2)
-PAIR_TILE = Tile(32, 1, 4, 1)
+RANGE_TILE, PAIR_TILE = Tile(128, 64, 8, 2), Tile(32, 1, 4, 1)
 
 empty = torch.empty
 """Where kernels write; tests put NaN there first."""
@@ -55,10 +54,11 @@ def statistics(attention: Attention, wanted: Wanted) -> Statistics:
     """Everything wanted, for the rows of `attention`. Raises `InputError` for a head size or a map that the kernels do not do."""
     _check(attention, wanted)
     attention = _contiguous(attention)
-    rows, bits_BHR = _rows(attention, wanted)
-    masses = _masses(attention, bits_BHR, wanted)
-    masses |= singles.masses(attention, bits_BHR, wanted, probabilities)
-    received, maps = _columns(attention, bits_BHR, wanted)
+    with torch.cuda.device(attention.q_BHRE.device) if attention.q_BHRE.is_cuda else nullcontext():  # Triton takes the current one
+        rows, bits_BHR = _rows(attention, wanted)
+        masses = _masses(attention, bits_BHR, wanted)
+        masses |= singles.masses(attention, bits_BHR, wanted, probabilities)
+        received, maps = _columns(attention, bits_BHR, wanted)
     return replace(rows, masses=masses, received=received, maps=maps)
 
 
@@ -162,7 +162,7 @@ def _rows(attention: Attention, wanted: Wanted) -> tuple[Statistics, Tensor]:
     return Statistics(lse_BHR, z_BHRE, entropy_BHR, key_BHR, prob_BHR), bits_BHR
 
 
-def _masses(attention: Attention, bits_BHR: Tensor, wanted: Wanted) -> dict[Hashable, Tensor]:
+def _masses(attention: Attention, bits_BHR: Tensor, wanted: Wanted) -> dict[Name, Tensor]:
     if not wanted.ranges:
         return {}
     batch, heads, n_rows, size = attention.q_BHRE.shape

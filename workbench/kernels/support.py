@@ -2,6 +2,9 @@
 
 import torch
 
+HEAD_SIZES = range(16, 257)
+"""The head sizes that the Triton kernels are made for."""
+
 
 def missing_for(device: torch.device) -> str | None:
     """What keeps Triton from running on a device; None if nothing does."""

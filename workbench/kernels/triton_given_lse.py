@@ -32,7 +32,7 @@ def columns_kernel(
     head = (tl.program_id(1) % n_heads).to(tl.int64)
     key = tile * BN + tl.arange(0, BN)
     d = tl.arange(0, DP)
-    k_at = K + batch * stride_kb + head // group * stride_kh + key[:, None] * stride_kn + d[None, :]
+    k_at = K + batch * stride_kb + head // group * stride_kh + key.to(tl.int64)[:, None] * stride_kn + d[None, :]
     k = tl.load(k_at, mask=(key < n_keys)[:, None] & (d < D)[None, :], other=0.0)
     start = tl.load(Start + batch)
     Q += batch * stride_qb + head * stride_qh
@@ -104,7 +104,7 @@ def ranges_kernel(
     mass = tl.zeros([BM], tl.float32)
     for n in range(tl.min(tl.where(some, low, NOWHERE), 0) // BN * BN, tl.max(tl.where(some, high, 0), 0), BN):
         key = n + tl.arange(0, BN)
-        k = tl.load(K + d[:, None] + key[None, :] * stride_kn, mask=(d < D)[:, None] & (key < n_keys)[None, :], other=0.0)
+        k = tl.load(K + d[:, None] + key.to(tl.int64)[None, :] * stride_kn, mask=(d < D)[:, None] & (key < n_keys)[None, :], other=0.0)
         s = capped(tl.dot(q, k, input_precision=PRECISION), inner, softcap, SOFTCAP)
         p = tl.exp2(s * c - lse[:, None])
         mass += tl.sum(tl.where((key[None, :] >= low[:, None]) & (key[None, :] < high[:, None]), p, 0.0), 1)

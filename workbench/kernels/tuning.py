@@ -34,13 +34,15 @@ class Tile(NamedTuple):
 
 
 def choose(problem: tuple, candidates: Sequence[Tile], work: int, run: Callable[[Tile], object]) -> Tile:
-    """The fastest candidate for a problem: from memory, from disk, or measured now if the work (pairs) is worth it.
+    """The fastest candidate for a problem: from memory, from disk, or measured now if the work (pairs) is worth it, else the first that fits.
 
     `problem` names what decides: the kernel, its switches, the head size, the precision, and the size rounded to powers of two.
     Candidates that the card has no room for are passed over; if none is left, the last error is raised.
     """
-    if knobs.runtime.interpret or work < WORTH:
+    if knobs.runtime.interpret:
         return candidates[0]
+    if work < WORTH:
+        return next((tile for tile in candidates[:-1] if _fits(tile, run)), candidates[-1])
     name = f"{torch.cuda.get_device_name()}, triton {triton.__version__}: {' '.join(map(str, problem))}"
     known = _known()
     if name not in known:
@@ -58,11 +60,18 @@ def _known() -> dict[str, list]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _time(tile: Tile, run: Callable[[Tile], object]) -> float:
-    """Milliseconds, the best of three runs after one that compiles; infinite if the card has no room for the tile."""
+def _fits(tile: Tile, run: Callable[[Tile], object]) -> bool:
+    """Whether the card has room for a tile."""
     try:
         run(tile)
     except OutOfResources:
+        return False
+    return True
+
+
+def _time(tile: Tile, run: Callable[[Tile], object]) -> float:
+    """Milliseconds, the best of three runs after one that compiles; infinite if the card has no room for the tile."""
+    if not _fits(tile, run):
         return float("inf")
     times = []
     for _ in range(3):

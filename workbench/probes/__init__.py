@@ -32,6 +32,7 @@ class Probe:
     prompts by preset. `valid(capture)` tells which samples count; `drop_dead` drops those of them in which no head scores.
     The null is what the control recipe scores, or uniform attention where there is none, or `null_score`. `summary(score)` adds facts about
     the whole model to the evidence.
+    `skip` says how many rows at the start of a prompt do not count (for the standard error of sampled rows).
     `also` names the probes on which this probe's ideal head rightly scores at least a half.
     """
 
@@ -47,6 +48,7 @@ class Probe:
     null_score: float | None = None
     summary: Callable[[np.ndarray], Mapping[str, Any]] | None = None
     also: tuple[str, ...] = ()
+    skip: int = 0
 
     def __post_init__(self) -> None:
         if not self.about:

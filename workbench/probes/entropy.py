@@ -33,5 +33,6 @@ PROBE = Probe(
     null="0: attention to one token, as no head can be more diffuse than uniform",
     null_score=0.0,
     reads=(READ,),
+    skip=1,
     recipes={"quick": NaturalText(length=512, count=4, batch=2), "paper": NaturalText(length=512, count=40, batch=2)},
 )

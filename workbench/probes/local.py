@@ -33,6 +33,7 @@ PROBE = Probe(
     citation="sliding-window mass, as in LM-Infinite (2308.16137) and StreamingLLM (2309.17453)",
     null="uniform attention",
     reads=(READ,),
+    skip=WINDOW,
     recipes={"quick": NaturalText(length=512, count=4, batch=2), "paper": NaturalText(length=512, count=40, batch=2)},
     also=("streaming", "entropy"),
 )

@@ -32,6 +32,7 @@ PROBE = Probe(
     citation="Olsson et al. 2022, In-context learning and induction heads",
     null="uniform attention",
     reads=(READ,),
+    skip=1,
     recipes={"quick": NaturalText(length=512, count=4, batch=2), "paper": NaturalText(length=512, count=40, batch=2)},
     also=("local", "streaming"),
 )

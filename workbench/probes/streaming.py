@@ -34,6 +34,7 @@ PROBE = Probe(
     citation="Xiao et al. 2023, StreamingLLM (2309.17453)",
     null="uniform attention",
     reads=(READ,),
+    skip=SINKS + WINDOW,
     recipes={"quick": NaturalText(length=512, count=4, batch=2), "paper": NaturalText(length=512, count=40, batch=2)},
     also=("local",),
 )
