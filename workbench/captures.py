@@ -213,10 +213,5 @@ def _frozen(array: Tensor | np.ndarray) -> np.ndarray:
     return array
 
 
-def _stacked(*tensors: Tensor) -> Tensor:
-    """Layers, behind the prompts."""
-    return torch.stack(tensors, dim=1)
-
-
 def _side_by_side(prompts: list[dict[Read, Any]]) -> dict[Read, Any]:
     return {read: each(lambda *tensors: torch.cat(tensors, dim=0), *[values[read] for values in prompts]) for read in prompts[0]}
