@@ -1,6 +1,5 @@
 """Do rows see the keys they should, relate to the right ones, and stand for all where they are sampled?"""
 
-
 import numpy as np
 import pytest
 import torch
