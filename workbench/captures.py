@@ -97,12 +97,11 @@ def capture(
     """Run the model once over the prompts and compute all reads, layer by layer.
 
     Texts are tokenised as the model's tokenizer does by default; shorter ones are padded on the left, and reads that give a number per row give NaN
-    (a key of −1) there. `implementation` is one of `attention.IMPLEMENTATIONS` or `auto`; the provenance says which it was. With a `chunk` the
+    (a key of −1) there. `implementation` is one of `implementations.IMPLEMENTATIONS` or `auto`; the provenance says which it was. With a `chunk` the
     prompts go through the model one by one in pieces of that many tokens, which bounds the memory of activations. With a `sample` that many evenly
-    strided rows stand for all in the reads of all rows (`SAMPLES`): see `Capture.standard_error`. With `layers` only these
-    are read, in this order. Raises `InputError` for prompts that
-    the model has no positions for, for edits of heads that it does not have, for what an implementation cannot do, and when memory does not suffice.
-    Prompts beyond the context that the model was trained for run; a warning in the provenance says so.
+    strided rows stand for all in the reads of all rows (`SAMPLES`): see `Capture.standard_error`. With `layers` only these are read, in this order.
+    Prompts beyond the context that the model was trained for run; a warning in the provenance says so. Raises `InputError` for prompts that the model has
+    no positions for, for edits of heads that it does not have, for what an implementation cannot do, and when memory does not suffice.
     """
     prompts = prompts if isinstance(prompts, Prompts) else Prompts.from_text(model, prompts)
     chosen = choose(implementation, model.device, prompts.length, model.shape.d_head)
