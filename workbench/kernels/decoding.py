@@ -4,7 +4,7 @@ The ring of a KV head has sinks + window slots: slot i < sinks holds the i-th to
 position p, for the last `window` positions. Their order does not matter to a softmax, as keys carry their rotation.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
@@ -60,6 +60,14 @@ def reference(step: DecodeStep) -> tuple[Float[Tensor, "B H E"], Float[Tensor, "
         _attend(step, step.q_BHE[:, cut:], step.ring_k_BSCE, step.ring_v_BSCE, step.ring_visible()),
     ]
     return torch.cat([z for z, _ in parts], dim=1), torch.cat([lse for _, lse in parts], dim=1)
+
+
+def filled(step: DecodeStep) -> DecodeStep:
+    """The same step without the unused room of its buffers; as it is on other devices than the CPU, where looking at the position would stop the queue."""
+    if step.q_BHE.device.type != "cpu":
+        return step
+    end = int(step.position) + 1
+    return replace(step, full_k_BFNE=step.full_k_BFNE[:, :, :end], full_v_BFNE=step.full_v_BFNE[:, :, :end])
 
 
 def _attend(step: DecodeStep, q_BHE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, visible_BK: Tensor) -> tuple[Tensor, Tensor]:
