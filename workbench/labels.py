@@ -27,7 +27,8 @@ class HeadLabels:
 
     `labels` has every head of the model, in order, with its labels (several or none). `scores` holds one array of
     layers × query heads per probe, NaN nowhere. `evidence` says per probe how many tests were valid, `provenance` which
-    versions, seed, dtype, device and implementation made it. Values are not to be written to.
+    versions, seed, dtype, device and implementation made it. `policy` is that of `HeadPolicy.to_json`, if one was saved with the labels.
+    Values are not to be written to.
     """
 
     card: ModelCard
@@ -36,6 +37,7 @@ class HeadLabels:
     rules: Mapping[str, Rule] = field(default_factory=dict)
     evidence: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    policy: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         shape = self.card.shape
@@ -75,6 +77,7 @@ class HeadLabels:
             "provenance": dict(self.provenance),
             "rules": {name: asdict(rule) for name, rule in self.rules.items()},
             "evidence": {name: dict(facts) for name, facts in self.evidence.items()},
+            **({"policy": dict(self.policy)} if self.policy is not None else {}),
             "heads": [
                 {
                     "head": str(head),
@@ -114,7 +117,7 @@ class HeadLabels:
             for probe, score in row["scores"].items():
                 scores[probe][head.layer, head.index] = score
         rules = {name: Rule(**rule) for name, rule in data["rules"].items()}
-        return cls(card, labels, scores, rules, data["evidence"], data["provenance"])
+        return cls(card, labels, scores, rules, data["evidence"], data["provenance"], data.get("policy"))
 
     @classmethod
     def load(cls, path: str | Path) -> "HeadLabels":

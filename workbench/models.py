@@ -25,6 +25,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 M_MMAP_THRESHOLD = -3
 """glibc's name for the size above which a block is taken from the system by itself."""
 
+HYBRID = "workbench_hybrid"
+"""The attention implementation of a model that runs under a policy."""
+
 LEARNED_POSITIONS = ("gpt2",)
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -156,9 +159,11 @@ class HFModel:
 
     @contextmanager
     def attention(self, implementation: str) -> Generator[Any, None, None]:
-        """Run with one of transformers' attention implementations, and put the former one back."""
+        """Run with one of transformers' attention implementations, and put the former one back. Raises `InputError` while a policy has moved the heads."""
         with self.lock:
             former = self.config._attn_implementation
+            if former == HYBRID:
+                raise InputError(f"{self.name} runs under a policy, which has moved its heads; do this after the policy has been taken off")
             self.config._attn_implementation = implementation
             try:
                 yield self.hf

@@ -1,0 +1,1 @@
+"""Policies at work: the weights permuted, the attention that runs, its cache, and `apply`."""
