@@ -275,6 +275,71 @@ def test_unknown_names_and_what_does_not_apply(monkeypatch):
         attend(p, "triton")
 
 
+def blocks(mask, heads):
+    """[B, H, U, V] which blocks a mask visits, and which of those whole."""
+    shape = -(-mask.seq_lengths[0] // 128), -(-mask.seq_lengths[1] // 128)
+    visited = []
+    for count_BHU, index_BHUV in ((mask.kv_num_blocks, mask.kv_indices), (mask.full_kv_num_blocks, mask.full_kv_indices)):
+        batch = len(count_BHU)
+        times_BHUV = torch.zeros(batch, count_BHU.shape[1], *shape, dtype=torch.int64)
+        for place in np.ndindex(*count_BHU.shape):
+            for n in range(count_BHU[place]):
+                times_BHUV[*place, index_BHUV[*place, n]] += 1
+        visited.append(times_BHUV.expand(-1, heads, -1, -1))
+    assert (visited[0] + visited[1]).max() <= 1
+    return visited
+
+
+FLEX = {
+    "one block": ({"length": 100}, None, 0),
+    "many blocks": ({"length": 1000, "window": 300, "sinks": 64}, None, 0),
+    "whole blocks": ({"length": 1024, "window": 513, "sinks": 200}, None, 0),
+    "padding": ({"length": 700, "window": 256, "sinks": 64, "batch": 3, "start": [0, 100, 650]}, None, 0),
+    "chunk": ({"length": 900, "window": 300, "sinks": 64, "batch": 2, "start": [0, 100]}, 500, 0),
+    "chunk of which all is seen": ({"length": 900, "window": 100, "sinks": 4, "chunk_window": True}, 333, 0),
+    "some full": ({"length": 700, "window": 256, "sinks": 64, "heads": (3, 2)}, None, 2),
+    "some full, padding": ({"length": 500, "window": 130, "sinks": 129, "heads": (2, 1), "batch": 2, "start": [129, 0]}, None, 1),
+    "all full": ({"length": 300, "heads": (2, 1)}, None, 2),
+}
+
+
+@pytest.mark.parametrize("name", FLEX)
+def test_the_block_mask_visits_what_is_seen_and_little_else(name):
+    from workbench.kernels import flex
+
+    arguments, first, full = FLEX[name]
+    p = prompt(**arguments)
+    p = p if first is None else chunk(p, first, p.q_BHQE.shape[2])
+    visible_BQK = p.visible().cpu()
+    causal_BQK = torch.stack([torch.ones_like(visible_BQK[0]).tril(visible_BQK.shape[2] - visible_BQK.shape[1])] * len(visible_BQK))
+    causal_BQK &= torch.arange(visible_BQK.shape[2]) >= p.start_B.cpu()[:, None, None]
+    heads = p.q_BHQE.shape[1]
+    visible_BHQK = torch.stack([causal_BQK if head < full * p.group else visible_BQK for head in range(heads)], dim=1)
+    by_block = [-(-size // 128) for size in visible_BHQK.shape[2:]]
+    some, every = torch.zeros(2, len(visible_BQK), heads, *by_block, dtype=torch.bool)
+    for u, v in np.ndindex(*by_block):
+        tile = visible_BHQK[:, :, u * 128 : u * 128 + 128, v * 128 : v * 128 + 128]
+        some[:, :, u, v], every[:, :, u, v] = tile.any(-1).any(-1), tile.all(-1).all(-1)
+    part, whole = (tensor.bool() for tensor in blocks(flex.block_mask(p, full), heads))
+    assert not (some & ~(part | whole)).any()
+    assert not (whole & ~every).any()
+    assert ((part | whole) & ~some).sum() <= 0.1 * some.sum()
+    assert (every & ~whole).sum() <= 3 * heads * len(visible_BQK) * by_block[0]
+
+
+def test_full_heads_beside_streaming_ones_in_flex():
+    from workbench.kernels import flex
+
+    p = prompt(150, heads=(2, 2), batch=2, start=[0, 20])
+    z, lse = flex.attend(p, full=1)
+    part = {name: getattr(p, name)[:, 1:] for name in ("k_BGKE", "v_BGKE")}
+    assert not misses((z[:, 2:], lse[:, 2:]), replace(p, q_BHQE=p.q_BHQE[:, 2:], **part))
+    part = {name: getattr(p, name)[:, :1] for name in ("k_BGKE", "v_BGKE")}
+    assert not misses((z[:, :2], lse[:, :2]), replace(p, q_BHQE=p.q_BHQE[:, :2], **part, window=1000))
+    with pytest.raises(InputError, match="full heads need all keys"):
+        flex.block_mask(chunk(p, 100, 150), 1)
+
+
 DENSE = {
     "square": {"rows": 30},
     "chunk": {"rows": 11},
