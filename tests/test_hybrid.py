@@ -9,7 +9,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, StaticCache
 from transformers.masking_utils import sdpa_mask
 
-from workbench import policies, tiny
+from workbench import choosing, policies, tiny
 from workbench.captures import capture
 from workbench.errors import InputError
 from workbench.heads import Head
@@ -154,14 +154,14 @@ def test_all_full_is_the_model_token_for_token(architecture):
     model = tiny.random_model(architecture, seed=1)
     ids = tokens(1, 20)
     plain = model.hf.generate(ids, max_new_tokens=12, do_sample=False)
-    with apply(model, policies.everything(model.card)) as applied:
+    with apply(model, choosing.everything(model.card)) as applied:
         assert torch.equal(applied.generate(ids, max_new_tokens=12, do_sample=False), plain)
 
 
 @pytest.mark.parametrize("fixed", ["full", "streaming"])
 def test_all_heads_of_one_kind(fixed):
     model = tiny.random_model("qwen3", seed=4)
-    policy = replace(policies.everything(model.card) if fixed == "full" else policies.uniform(model.card), sinks=SINKS, window=WINDOW)
+    policy = replace(choosing.everything(model.card) if fixed == "full" else choosing.uniform(model.card), sinks=SINKS, window=WINDOW)
     ids = tokens()
     truth = expected(model, policy, ids)
     with apply(model, policy) as applied, torch.inference_mode():
@@ -284,14 +284,14 @@ def test_what_a_cache_cannot_do_raises():
 
 def test_what_apply_refuses():
     model, other = tiny.random_model("llama", seed=5), tiny.random_model("llama", seed=6)
-    with pytest.raises(InputError, match="were made for"), apply(model, policies.uniform(other.card)):
+    with pytest.raises(InputError, match="were made for"), apply(model, choosing.uniform(other.card)):
         pass
     with pytest.raises(InputError, match="unknown implementation 'fast'"), apply(model, mixed(model), implementation="fast"):
         pass
     with pytest.raises(InputError, match="unknown dense kernel 'fast'"), apply(model, mixed(model), dense="fast"):
         pass
     sliding = tiny.random_model("mistral", seed=5)
-    with pytest.raises(InputError, match="nothing for a policy to decide"), apply(sliding, policies.uniform(sliding.card)):
+    with pytest.raises(InputError, match="nothing for a policy to decide"), apply(sliding, choosing.uniform(sliding.card)):
         pass
     model.weights.attentions[-1].register_parameter("head_gain", torch.nn.Parameter(torch.ones(model.shape.n_heads)))
     with pytest.raises(InputError, match=r"head_gain.*knows heads in a way"), apply(model, mixed(model, 1)):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import Cache, DynamicCache
 
+from workbench.choosing import policy_of
 from workbench.errors import InputError, unknown
 from workbench.hybrid import cache as caches
 from workbench.hybrid.attention import Running
@@ -89,7 +90,7 @@ def choose(implementation: str, device: torch.device, head_size: int) -> tuple[s
 
 def _policy(model: HFModel, by: HeadPolicy | HeadLabels | str | Path) -> HeadPolicy:
     labels = HeadLabels.load(by) if isinstance(by, (str, Path)) else by
-    policy = HeadPolicy.load(labels) if isinstance(labels, HeadLabels) else labels
+    policy = policy_of(labels) if isinstance(labels, HeadLabels) else labels
     policy.check_model(model.card)
     return policy.with_windows(model.windows)
 

@@ -1,0 +1,78 @@
+"""What does a policy cost? Quality against KV memory, for each way to choose the full heads."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+LOOKS = {
+    "labels": ("by the scores", "#0b62a4", "circle"),
+    "random": ("random heads (mean; bars: lowest to highest seed)", "#999999", "x"),
+    "window": ("one window in every head (StreamingLLM)", "#d97706", "square"),
+    "saved": ("the policy in the file", "#7c3aed", "star"),
+    "full": ("every head full", "#111111", "diamond"),
+}
+"""Name, colour and mark of each way of `verification`."""
+
+HOVER = "%{y:.1%} with %{x:.1%} of the memory<br>%{customdata[0]} full heads<br>recall %{customdata[1]:.3f}, perplexity %{customdata[2]:.2f}"
+
+PANELS = (("kept", "needle recall, share of the full model's"), ("agreement", "next token as the full model's"))
+
+
+def quality_figure(table: pd.DataFrame, facts: Mapping[str, Any]) -> go.Figure:
+    """Needle recall kept and next-token agreement, against KV bytes as a share of the full model's: a table of `verification.verify` as a picture."""
+    figure = make_subplots(rows=1, cols=2, subplot_titles=[title for _, title in PANELS], horizontal_spacing=0.09)
+    for name, (words, colour, mark) in LOOKS.items():
+        rows = table[table["policy"] == name]
+        if rows.empty:
+            continue
+        for column, (quality, _) in enumerate(PANELS, 1):
+            points = _points(rows, quality)
+            line = {"color": colour, "dash": "dot" if name == "random" else "solid"}
+            figure.add_scatter(
+                x=points["kv_share"],
+                y=points[quality],
+                error_y=_bars(points, quality),
+                customdata=points[["full_heads", "recall", "perplexity"]],
+                hovertemplate=HOVER,
+                mode="lines+markers" if len(points) > 1 else "markers",
+                line=line,
+                marker={"symbol": mark, "size": 10 if len(points) == 1 else 8, "color": colour},
+                name=words,
+                legendgroup=name,
+                showlegend=column == 1,
+                row=1,
+                col=column,
+            )
+    figure.update_xaxes(title="KV memory, share of the full model's", tickformat=".0%", rangemode="tozero")
+    figure.update_yaxes(tickformat=".0%")
+    sizes = f"{facts['sinks']} sinks, window {facts['window']}, {facts['semantics']}"
+    figure.update_layout(
+        title=f"{facts['model']}: what a policy keeps<br><sub>{sizes}; bars: 95% intervals of the paired difference</sub>",
+        template="plotly_white",
+        height=520,
+        legend={"orientation": "h", "y": -0.2},
+        margin={"t": 100},
+        meta={"model": facts["model"], "facts": {name: str(value) for name, value in facts.items()}},
+    )
+    return figure
+
+
+def _points(rows: pd.DataFrame, quality: str) -> pd.DataFrame:
+    """One row per budget: seeds are averaged, and their spread is kept."""
+    numbers = ["kv_share", "full_heads", "recall", "perplexity", "kept", "agreement", "kept_low", "kept_high"]
+    points = rows.groupby("budget")[numbers].mean().reset_index()
+    spread = rows.groupby("budget")[quality].agg(["min", "max"]).reset_index()
+    return points.merge(spread, on="budget").sort_values("kv_share").assign(seeds=rows["seed"].nunique())
+
+
+def _bars(points: pd.DataFrame, quality: str) -> dict[str, Any] | None:
+    if points["seeds"].iloc[0] > 1:
+        low, high = points["min"], points["max"]
+    elif quality == "kept":
+        low, high = points["kept_low"], points["kept_high"]
+    else:
+        return None
+    return {"type": "data", "array": high - points[quality], "arrayminus": points[quality] - low, "thickness": 1, "width": 3}
