@@ -28,6 +28,8 @@ BACKENDS = {
 
 HALF = torch.bfloat16, torch.float16
 CAPPED = "statistics"
+_KINDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
+_answers: dict[tuple, bool] = {}
 
 Parts = tuple[Tensor, Tensor]
 """Outputs [B, H, Q, E] and log-sum-exp [B, H, Q]."""
@@ -95,11 +97,14 @@ def _refusal(backend: str, q_BHQE: Tensor, k_BGKE: Tensor) -> str:
 
 
 def _fused(backend: str, q_BHQE: Tensor, k_BGKE: Tensor) -> bool:
-    """Whether PyTorch says that cuDNN or flash would take a square part of it."""
-    can = torch.backends.cuda.can_use_cudnn_attention if backend == "cudnn" else torch.backends.cuda.can_use_flash_attention
-    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION if backend == "cudnn" else SDPBackend.FLASH_ATTENTION):  # what it can do depends on what is switched on
-        part = k_BGKE[:, :, -q_BHQE.shape[2] :]
-        return can(torch.backends.cuda.SDPAParams(q_BHQE, part, part, None, 0.0, True, q_BHQE.shape[1] != k_BGKE.shape[1]))
+    """Whether PyTorch says that cuDNN or flash would take a square part of it; asked once for each device, precision and shape of the heads."""
+    key = backend, q_BHQE.device, q_BHQE.dtype, q_BHQE.shape[1], k_BGKE.shape[1], q_BHQE.shape[3]
+    if key not in _answers:
+        can = torch.backends.cuda.can_use_cudnn_attention if backend == "cudnn" else torch.backends.cuda.can_use_flash_attention
+        with sdpa_kernel(_KINDS[backend]):  # what it can do depends on what is switched on
+            part = k_BGKE[:, :, -q_BHQE.shape[2] :]
+            _answers[key] = can(torch.backends.cuda.SDPAParams(q_BHQE, part, part, None, 0.0, True, q_BHQE.shape[1] != k_BGKE.shape[1]))
+    return _answers[key]
 
 
 def _square(kind: SDPBackend, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:

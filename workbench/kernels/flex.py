@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch._dynamo import config as dynamo
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from workbench.errors import InputError
 from workbench.kernels.sink_window import SinkWindow
 
 BLOCK = 128
+SHAPES = 256
+"""How many kinds of problems one process may compile."""
 
 
 def attend(problem: SinkWindow, out: Float[Tensor, "B H Q E"] | None = None, full: int = 0) -> tuple[Float[Tensor, "B H Q E"], Float[Tensor, "B H Q"]]:
@@ -30,9 +33,10 @@ def attend(problem: SinkWindow, out: Float[Tensor, "B H Q E"] | None = None, ful
 
 def run(problem: SinkWindow, mask: BlockMask, out: Float[Tensor, "B H Q E"] | None = None) -> tuple[Float[Tensor, "B H Q E"], Float[Tensor, "B H Q"]]:
     """The same with a mask that was made before."""
-    call = _compiled() if problem.q_BHQE.is_cuda else flex_attention
     how: dict[str, Any] = {"score_mod": _capped(problem.softcap), "scale": problem.scaling, "enable_gqa": problem.group > 1}
-    z, aux = call(problem.q_BHQE, problem.k_BGKE, problem.v_BGKE, block_mask=mask, return_aux=AuxRequest(lse=True), **how)
+    tensors = problem.q_BHQE, problem.k_BGKE, problem.v_BGKE
+    with dynamo.patch(recompile_limit=SHAPES, fail_on_recompile_limit_hit=True):  # else the next shape would run uncompiled, in O(Q · K) memory
+        z, aux = (_compiled() if problem.q_BHQE.is_cuda else flex_attention)(*tensors, block_mask=mask, return_aux=AuxRequest(lse=True), **how)
     return (z if out is None else out.copy_(z)), aux.lse
 
 
@@ -146,5 +150,11 @@ def _streams(problem: SinkWindow) -> Callable[..., Tensor]:
 
 
 def _mask_mod(problem: SinkWindow, full: int) -> Callable[..., Tensor]:
-    streams, start_B, cut, first = _streams(problem), problem.start_B, full * problem.group, problem.first
-    return (lambda b, h, q, k: torch.where(h < cut, (k >= start_B[b]) & (k <= q + first), streams(b, h, q, k))) if full else streams
+    start_B, first, group = problem.start_B, problem.first, problem.group
+    streams = _streams(problem)
+    if not full:
+        return streams
+    if full == problem.k_BGKE.shape[1]:
+        return lambda b, h, q, k: (k >= start_B[b]) & (k <= q + first)
+    full_H = torch.arange(problem.q_BHQE.shape[1], device=start_B.device) < full * group  # a tensor: with other heads full, nothing is compiled again
+    return lambda b, h, q, k: torch.where(full_H[h], (k >= start_B[b]) & (k <= q + first), streams(b, h, q, k))
