@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from itertools import product
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from eager import eager, random_ids, random_prompts, tiny
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from workbench import implementations
+from workbench import implementations, layer_view
 from workbench.attention import Tap, tapped
 from workbench.captures import capture, generate
 from workbench.edits import PHASES, Ablate, Reference
@@ -36,6 +37,7 @@ from workbench.reads import (
     TopMass,
     ValueNorm,
 )
+from workbench.relations import RELATIONS
 from workbench.tiny import ARCHITECTURES, random_model
 
 LENGTH, PADDING = 40, np.array([0, 16])
@@ -153,6 +155,73 @@ def test_chunks_of_one_token_read_the_same():
     prompts = Prompts(random_ids(2, 9) % 5 + 3, padding=np.array([0, 3]))
     reads = [read for read in ALL if read.rows is None and getattr(read, "span", None) is None]
     assert_same(capture(tiny("gemma2"), prompts, reads, chunk=1), capture(tiny("gemma2"), prompts, reads), reads)
+
+
+UNIONS = [Mass(*keys) for keys in product((0, 3), (0, 4), (None, "needle", "middle"), (None, *RELATIONS)) if any(keys)]
+"""Of everything that a mass may be of; the sets of keys overlap and touch at some rows."""
+
+
+@pytest.mark.parametrize("padding", [None, PADDING], ids=["whole", "padded"])
+@pytest.mark.parametrize("way", ["torch", "chunked"])
+def test_a_key_in_several_sets_counts_once(way, padding):
+    prompts = replace(prompts_of(padding), spans={"needle": np.array([[0, 5], [17, 30]]), "middle": np.array([[2, 21], [0, 40]])})
+    model = tiny("mistral")
+    assert_same(
+        *(capture(model, prompts, UNIONS, implementation=name, chunk=chunk) for name, chunk in (("torch", WAYS[way].get("chunk")), ("reference", None))), UNIONS
+    )
+
+
+PARTS = [
+    *(BlockMap(4, reducer, queries=(3, 17), keys=(2, 31)) for reducer in ("max", "sum")),
+    *(BlockMap(5, queries=(3, 17)), BlockMap(5, keys=(2, 31)), BlockMap(1, "sum", queries=(30, 31), keys=(30, 31)), BlockMap(64, queries=(0, 40))),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("chunk", [None, 9, 17, 18])
+def test_a_part_of_a_map_is_that_of_the_reference(chunk, dtype):
+    """Chunks begin and end within its blocks, behind its last row, and before its first."""
+    model, prompts = random_model("llama", dtype=dtype), prompts_of()
+    reads = [*PARTS, Pattern()]
+    got, want = capture(model, prompts, reads, implementation="torch", chunk=chunk), capture(model, prompts, reads, implementation="reference")
+    if dtype == torch.float32:
+        assert_same(got, want, reads)
+    for read in PARTS:
+        rows, columns = read.queries or (0, LENGTH), read.keys or (0, LENGTH)
+        pattern = got[Pattern()][..., rows[0] : rows[1], columns[0] : columns[1]]
+        blocks = [
+            [getattr(pattern[..., u : u + read.block, v : v + read.block], read.reducer)((-2, -1)) for v in range(0, pattern.shape[-1], read.block)]
+            for u in range(0, pattern.shape[-2], read.block)
+        ]
+        np.testing.assert_allclose(got[read], np.moveaxis(blocks, (0, 1), (-2, -1)), atol=1e-5, err_msg=str(read))
+
+
+@pytest.mark.parametrize("strip", [1, 2 * 6 * LENGTH * 7])
+def test_probabilities_in_strips_of_few_rows_are_the_same(monkeypatch, strip):
+    model, prompts, reads = tiny("llama"), prompts_of(PADDING), [Pattern(), Pattern("some"), TopMass("needle"), TopMass("needle", "some"), *PARTS]
+    shown, views = [], layer_view.Seen.views
+    monkeypatch.setattr(layer_view, "STRIP", strip)
+    monkeypatch.setattr(layer_view.Seen, "views", lambda self, *rows: (shown.append(view.pattern_BHRK.shape[2]) or view for view in views(self, *rows)))
+    assert_same(*(capture(model, prompts, reads, implementation=name) for name in ("torch", "reference")), reads)
+    assert max(shown) == max(1, strip // (2 * 6 * LENGTH))
+
+
+@pytest.mark.parametrize("edited", [False, True], ids=["clean", "edited"])
+@pytest.mark.parametrize("way", ["reference", "torch", "chunked"])
+def test_everything_is_made_where_the_model_is(monkeypatch, way, edited):
+    """The device that tensors are made on unless told otherwise is another one here, on which nothing can be computed."""
+    model, prompts, whole = tiny("gemma2"), prompts_of(PADDING), Tap.__call__
+    z = capture(model, random_prompts(3, 6, seed=5), [HeadOutput()])[HeadOutput()]
+    edits = [Ablate((Head(0, 1),), "uniform", "prefill"), Ablate((Head(0, 2),)), Ablate((Head(1, 3),), "resample", reference=Reference(z))]
+    reads, more = [*ALL, *PARTS], {"edits": edits if edited else [], **WAYS.get(way, {"implementation": way})}
+    want = capture(model, prompts, reads, **more)
+
+    def elsewhere(*args):
+        with torch.device("meta"):
+            return whole(*args)
+
+    monkeypatch.setattr(Tap, "__call__", elsewhere)
+    assert_same(capture(model, prompts, reads, **more), want, reads)
 
 
 def test_maps_of_triton_in_chunks_begin_at_whole_tiles():

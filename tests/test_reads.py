@@ -13,9 +13,11 @@ from workbench.captures import capture
 from workbench.errors import InputError
 from workbench.given import from_patterns
 from workbench.heads import ModelCard, Shape
+from workbench.layer_view import LayerView
 from workbench.prompts import Prompts
 from workbench.reads import READS, BlockMap, Distances, Entropy, HeadOutput, LogSumExp, Mass, NextToken, Pattern, Peak, QueryKey, Received, TopMass, ValueNorm
 from workbench.relations import RELATIONS
+from workbench.rows import Rows
 
 B, L, H, T = 2, 2, 3, 7
 CARD = ModelCard("given", "test", "", Shape(L, H, H, 4, 12))
@@ -245,7 +247,7 @@ def test_the_reads_that_give_one_number_per_row_say_so():
 
 @pytest.mark.parametrize("settings", [{}, {"rows": "some"}, {"first": -1}, {"last": -1}, {"first": 0, "last": 0}, {"first": -1, "span": "x"}, {"span": ""}])
 def test_a_mass_without_keys_is_refused(settings):
-    with pytest.raises(InputError, match="Mass needs a set of keys: first=n, last=n, span=name or at=relation, n ≥ 0"):
+    with pytest.raises(InputError, match=r"^Mass needs a set of keys: first=n, last=n, span=name or at=relation, n ≥ 0$"):
         Mass(**settings)
 
 
@@ -277,6 +279,19 @@ def test_an_unknown_place_is_refused_with_those_that_exist(read, what):
 def test_patterns_alone_have_no_vectors(read, what):
     with pytest.raises(InputError, match=f"this capture was made from attention patterns alone; it has no {what}"):
         read_of(read)
+
+
+def test_queries_without_keys_are_none_either():
+    rows = Rows.of(PROMPTS, PROMPTS.row_positions(None), T, None, torch.device("cpu"))
+    with pytest.raises(InputError, match=r"made from attention patterns alone; it has no keys$"):
+        QueryKey().reference(LayerView(rows, torch.tensor(PATTERN[:, 0]), q_BHRE=torch.ones(B, H, T, 4)))
+
+
+@pytest.mark.parametrize("part", [{"queries": (1, 3)}, {"keys": (1, 3)}, {"queries": (1, 3), "keys": (0, 2)}])
+def test_only_whole_maps_are_wanted_of_the_kernels(part):
+    rows = Rows.of(PROMPTS, PROMPTS.row_positions(None), T, None, torch.device("cpu"))
+    assert BlockMap(2, "sum").wanted(rows).maps == {(2, "sum")}
+    assert not BlockMap(2, "sum", **part).wanted(rows)
 
 
 # ------------------------------------------------------------------------------------------------------------------- on models
