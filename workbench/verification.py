@@ -137,7 +137,8 @@ def verify(
     rows, summary, full_recall, full_choice, facts = [], [], np.zeros(0), np.zeros(0), {}
     for number, way in enumerate(every):
         progress(f"{way.name} {way.budget:.0%}", number, len(every))
-        answers, facts = _answers(model, way, tests, setting, implementation)
+        answers, ran = _answers(model, way, tests, setting, implementation)
+        facts = facts or ran  # of the full model, in which the dense kernel runs
         nll, choice = _read(model, way.policy(text.shape[1]), text, implementation, setting.chunk or PIECE)
         recall = np.array([answer["recall"] for answer in answers])
         if way.name == "full":
@@ -198,7 +199,7 @@ def _generate(model: HFModel, applied: Applied, tests: list[Prompts], setting: S
     ids = torch.zeros(len(tests), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, test in enumerate(tests):
-        ids[row, longest - test.length :] = torch.from_numpy(test.ids_BT[0])
+        ids[row, longest - test.length :] = torch.tensor(test.ids_BT[0])
         mask[row, longest - test.length :] = 1
     end = model.tokenizer.eos_token_id
     how = {"max_new_tokens": setting.answer_tokens, "do_sample": False, "pad_token_id": 0 if end is None else end, "prefill_chunk_size": setting.chunk}

@@ -54,7 +54,7 @@ def quality_figure(table: pd.DataFrame, facts: Mapping[str, Any]) -> go.Figure:
         template="plotly_white",
         height=520,
         legend={"orientation": "h", "y": -0.2},
-        margin={"t": 100},
+        margin={"t": 125},
         meta={"model": facts["model"], "facts": {name: str(value) for name, value in facts.items()}},
     )
     return figure
