@@ -3,6 +3,7 @@
 import math
 import os
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -20,6 +21,13 @@ from workbench.kernels.sink_window import SinkWindow
 DEVICE = "cuda" if torch.cuda.is_available() and os.environ["TRITON_INTERPRET"] != "1" else "cpu"
 BF16, FP32 = torch.bfloat16, torch.float32
 TOLERANCE = 2e-5
+
+
+@cache
+def case(name):
+    """A prompt of the tables below; the same one for all implementations, whose oracle runs once."""
+    arguments = (LENGTHS | SHAPES | {name: arguments for name, (arguments, _) in CHUNKS.items()})[name]
+    return prompt(**arguments)
 
 
 def vectors(noise, batch, length, heads, size, dtype):
@@ -57,6 +65,7 @@ def chunk(whole, first, stop):
     return replace(whole, **parts, first=first, sink_at_B=zero_B, recent_from=sinks, recent_first=low)
 
 
+@cache
 def oracle(p):
     """[B, H, Q, E] and [B, H, Q] in float64: one row and one key at a time, by token rather than by mask."""
     batch, heads, rows, size = p.q_BHQE.shape
@@ -170,6 +179,7 @@ SHAPES = {
     "many sinks": {"length": 90, "sinks": 70, "window": 3},
     "window of 1": {"length": 40, "window": 1},
     "window beyond the context": {"length": 40, "window": 400},
+    "right": {"length": 40, "batch": 2, "start": [0, 3], "heads": (1, 2)},
     "sinks beyond the context": {"length": 20, "sinks": 50},
     "bf16": {"length": 70, "heads": (2, 2), "size": 64, "dtype": BF16, "window": 30},
     "bf16, padding, cap": {"length": 50, "heads": (1, 3), "size": 80, "dtype": BF16, "batch": 2, "start": [20, 3], "softcap": 4.0},
@@ -178,30 +188,29 @@ SHAPES = {
 
 @pytest.mark.parametrize("name", [*LENGTHS, *SHAPES])
 def test_it_is_the_definition(implementation, name):
-    p = prompt(**(LENGTHS | SHAPES)[name])
+    p = case(name)
     skip_what_it_refuses(implementation, p)
     assert not misses(run(p, implementation), p)
 
 
 @pytest.mark.parametrize("name", [*LENGTHS, *SHAPES])
 def test_the_reference_is_the_definition(name):
-    p = prompt(**(LENGTHS | SHAPES)[name])
+    p = case(name)
     assert not misses(attend(p, "reference"), p)
 
 
 CHUNKS = {
     "from the middle": ({"length": 60, "heads": (1, 2)}, (0, 20, 41, 60)),
     "single rows": ({"length": 18, "heads": (2, 1)}, (0, 1, 2, S, S + 1, S + W - 1, S + W, S + W + 1, 18)),
-    "padding": ({"length": 50, "batch": 3, "start": [0, 7, 16]}, (0, 10, 20, 21, 50)),
-    "bf16": ({"length": 70, "dtype": BF16, "size": 64, "window": 17}, (0, 30, 70)),
+    "chunks, padding": ({"length": 50, "batch": 3, "start": [0, 7, 16]}, (0, 10, 20, 21, 50)),
+    "chunks, bf16": ({"length": 70, "dtype": BF16, "size": 64, "window": 17}, (0, 30, 70)),
     "few sinks": ({"length": 40, "sinks": 1, "window": 2}, (0, 2, 3, 40)),
 }
 
 
 @pytest.mark.parametrize("name", CHUNKS)
 def test_chunks_are_one_shot(implementation, name):
-    arguments, cuts = CHUNKS[name]
-    p = prompt(**arguments)
+    p, cuts = case(name), CHUNKS[name][1]
     skip_what_it_refuses(implementation, p)
     parts = [attend(chunk(p, first, stop), implementation) for first, stop in pairwise(cuts)]
     assert not misses((torch.cat([z for z, _ in parts], dim=2), torch.cat([lse for _, lse in parts], dim=2)), p)
@@ -215,7 +224,6 @@ def test_the_window_of_a_chunk(implementation, first):
     assert misses(attend(replace(part, chunk_window=False), implementation), part)
 
 
-RIGHT = {"length": 40, "batch": 2, "start": [0, 3], "heads": (1, 2)}
 FAULTS = {
     "window + 1": {"window": W + 1},
     "window - 1": {"window": W - 1},
@@ -229,7 +237,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_comparison_catches(implementation, fault):
-    right = prompt(**RIGHT)
+    right = case("right")
     wrong = replace(right, **FAULTS[fault])
     if fault == "row + 1":
         wrong = replace(wrong, recent_first=0, recent_from=1, k_BGKE=right.k_BGKE[:, :, [0, *range(40)]], v_BGKE=right.v_BGKE[:, :, [0, *range(39), 39]])
