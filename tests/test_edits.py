@@ -220,6 +220,12 @@ def test_a_reference_is_not_changed():
     np.testing.assert_array_equal(edit.reference.z_BLHQE, before)
 
 
+def test_means_are_written_where_the_model_is():
+    """The reference lies in main memory, the outputs need not."""
+    z_BHQE, row_BQ = torch.empty(2, 6, 3, 8, device="meta"), torch.ones(2, 3, dtype=torch.bool, device="meta")
+    assert ablate(tiny("llama"), "mean").on_output(z_BHQE, 0, row_BQ, row_BQ.long()).device.type == "meta"
+
+
 # ------------------------------------------------------------------------------------------------------------------ composition
 
 

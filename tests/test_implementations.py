@@ -196,14 +196,15 @@ def test_a_part_of_a_map_is_that_of_the_reference(chunk, dtype):
         np.testing.assert_allclose(got[read], np.moveaxis(blocks, (0, 1), (-2, -1)), atol=1e-5, err_msg=str(read))
 
 
-@pytest.mark.parametrize("strip", [1, 2 * 6 * LENGTH * 7])
+@pytest.mark.parametrize("strip", [1, 2 * 4 * LENGTH * 7])
 def test_probabilities_in_strips_of_few_rows_are_the_same(monkeypatch, strip):
-    model, prompts, reads = tiny("llama"), prompts_of(PADDING), [Pattern(), Pattern("some"), TopMass("needle"), TopMass("needle", "some"), *PARTS]
+    model, prompts, reads = tiny("mistral"), prompts_of(PADDING), [Pattern(), Pattern("some"), TopMass("needle"), TopMass("needle", "some"), *PARTS]
     shown, views = [], layer_view.Seen.views
     monkeypatch.setattr(layer_view, "STRIP", strip)
-    monkeypatch.setattr(layer_view.Seen, "views", lambda self, *rows: (shown.append(view.pattern_BHRK.shape[2]) or view for view in views(self, *rows)))
+    monkeypatch.setattr(layer_view.Seen, "views", lambda self, *rows: (shown.append(view) or view for view in views(self, *rows)))
     assert_same(*(capture(model, prompts, reads, implementation=name) for name in ("torch", "reference")), reads)
-    assert max(shown) == max(1, strip // (2 * 6 * LENGTH))
+    assert max(view.pattern_BHRK.shape[2] for view in shown) == max(1, strip // (2 * 4 * LENGTH))
+    assert {(view.rows.prompts is prompts, view.rows.keys, view.rows.window) for view in shown} == {(True, LENGTH, 8)}
 
 
 @pytest.mark.parametrize("edited", [False, True], ids=["clean", "edited"])

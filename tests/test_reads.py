@@ -287,6 +287,13 @@ def test_queries_without_keys_are_none_either():
         QueryKey().reference(LayerView(rows, torch.tensor(PATTERN[:, 0]), q_BHRE=torch.ones(B, H, T, 4)))
 
 
+def test_the_keys_of_a_relation_are_marked():
+    rows = Rows.of(PROMPTS, PROMPTS.row_positions("some"), T, None, torch.device("cpu"))
+    got = LayerView(rows, torch.tensor(PATTERN[:, 0, :, :3])).related_BRK("previous")
+    assert got.dtype == torch.bool
+    assert torch.equal(got, torch.tensor([[[q - 1 == k for k in range(T)] for q in row_R] for row_R in ([0, 2, 6], [3, 6, 6])]))
+
+
 @pytest.mark.parametrize("part", [{"queries": (1, 3)}, {"keys": (1, 3)}, {"queries": (1, 3), "keys": (0, 2)}])
 def test_only_whole_maps_are_wanted_of_the_kernels(part):
     rows = Rows.of(PROMPTS, PROMPTS.row_positions(None), T, None, torch.device("cpu"))

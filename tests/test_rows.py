@@ -59,6 +59,7 @@ def test_relations_are_those_of_a_loop(relation, ids, data):
 def test_rows_are_sorted_and_keys_are_counted_as_in_a_loop(drawn):
     rows = made_of(*drawn)
     np.testing.assert_array_equal(rows.pos_BR, np.sort(drawn[1], axis=1))
+    assert (rows.keys, rows.window) == (drawn[0].shape[1], drawn[3])
     for b in range(2):
         for r, q in enumerate(rows.pos_BR[b].tolist()):
             seen = [k for k in range(rows.keys) if sees(rows, b, q, k)]
@@ -66,6 +67,11 @@ def test_rows_are_sorted_and_keys_are_counted_as_in_a_loop(drawn):
             assert not seen or rows.low_BR[b, r] == seen[0]
         counts = [sum(sees(rows, b, q, k) for q in rows.pos_BR[b].tolist()) for k in range(rows.keys)]
         assert rows.seen_BK[b].tolist() == counts
+
+
+def test_rows_lie_on_the_device_that_was_asked_for():
+    for name in ("cpu", "meta"):
+        assert Rows.of(random_prompts(), np.array([[3, 1], [0, 2]]), 20, None, torch.device(name)).pos_BR.device.type == name
 
 
 @pytest.mark.parametrize("relation", RELATIONS)
