@@ -54,4 +54,5 @@ $(DEV_STAMP): $(INPUTS) | $(BIN)/python
 	@echo "installing into .venv (a few minutes the first time)"
 	@$(PIP) install 'pip>=23'
 	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@$(PIP) install --constraint constraints.txt --no-deps kvpress # its loader is tested; the transformers that it asks for is older
 	@touch $(USER_STAMP) $@
