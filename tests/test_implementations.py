@@ -1,8 +1,10 @@
 """Do all implementations read the same, with padding, in chunks, while decoding and under edits; and say clearly what they cannot do?"""
 
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 from eager import eager, random_ids, random_prompts, tiny
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from workbench import implementations, layer_view
+from workbench import captures, implementations, layer_view, passes
 from workbench.attention import Tap, tapped
 from workbench.captures import capture, generate
 from workbench.edits import PHASES, Ablate, Reference
@@ -223,6 +225,49 @@ def test_everything_is_made_where_the_model_is(monkeypatch, way, edited):
 
     monkeypatch.setattr(Tap, "__call__", elsewhere)
     assert_same(capture(model, prompts, reads, **more), want, reads)
+
+
+@pytest.mark.parametrize("chunk", [None, 19])
+@pytest.mark.parametrize("padding", [None, PADDING], ids=["whole", "padded"])
+def test_what_a_model_is_given_and_gives_lies_where_it_is(monkeypatch, padding, chunk):
+    """As above, for what happens around the model. It keeps its keys for the next chunk alone."""
+    model, prompts, given = tiny("gemma2"), prompts_of(padding), []
+    reads = [read for read in (*ALL, *PARTS) if not isinstance(read, QueryKey)]  # joining its chunks makes nothing, but calls `torch.as_tensor`
+    want = capture(model, prompts, reads, chunk=chunk)
+
+    @contextmanager
+    def at_home(*args):
+        with tapped(*args) as hf, torch.device("cpu"):
+            yield lambda ids_BT, **more: given.append((ids_BT.shape[1], more)) or hf(ids_BT, **more)
+
+    def elsewhere(*args, **more):
+        with torch.device("meta"):
+            return run(*args, **more)
+
+    run = passes.run
+    monkeypatch.setattr(passes, "tapped", at_home)
+    monkeypatch.setattr(captures, "run", elsewhere)
+    assert_same(capture(model, prompts, reads, chunk=chunk), want, reads)
+    assert [size for size, _ in given] == ([LENGTH] if chunk is None else [19, 19, 2] * 2)
+    assert all((more["use_cache"], "past_key_values" in more) == (chunk is not None,) * 2 for _, more in given)
+
+
+def test_one_row_of_logits_is_made_where_nobody_asks_for_more(monkeypatch):
+    rows = []
+    monkeypatch.setattr(passes, "tapped", lambda *args: nullcontext(lambda ids_BT, **more: rows.append(more["logits_to_keep"].tolist()) or 1 / 0))
+    for reads, kept in (([], [19]), ([NextToken()], [*range(20)]), ([NextToken("some")], [3, 7, 18])):
+        with pytest.raises(ZeroDivisionError):
+            capture(tiny("llama"), random_prompts(rows={"some": np.array([[7, 3], [18, 7]])}), reads)
+        assert rows.pop() == kept
+
+
+@pytest.mark.parametrize(("device", "waited"), [("cpu", []), ("cuda:1", [torch.device("cuda:1")])])
+def test_values_are_waited_for(monkeypatch, device, waited):
+    """They leave a GPU while it runs on."""
+    seen = []
+    monkeypatch.setattr(torch.cuda, "synchronize", seen.append)
+    assert passes.joined(SimpleNamespace(device=torch.device(device), name="m"), random_prompts(), [], [(Tap(random_prompts(), []), [])]) == {}
+    assert seen == waited
 
 
 def test_maps_of_triton_in_chunks_begin_at_whole_tiles():
@@ -485,6 +530,55 @@ def test_running_out_of_memory_names_a_smaller_chunk(monkeypatch, chunk, tokens,
         InputError, match=rf"^out of memory \(asked for 3\.00 gib\): {tokens} tokens take about .* for one layer's activations.*{advice} or --dtype"
     ):
         capture(tiny("llama"), random_prompts(2, 4096), [], chunk=chunk)
+
+
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB. GPU 0 has a total capacity of 79.1 GiB. 2.5 GiB is free."),
+            " (asked for 3.00 gib)",
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes. Error code 12 (Cannot allocate memory)"),
+            " (asked for 64 bytes)",
+        ),
+        (MemoryError(), ""),
+    ],
+    ids=["cuda", "cpu", "numpy"],
+)
+@pytest.mark.parametrize(
+    ("architecture", "settings", "more", "said"),
+    [
+        ("llama", {"intermediate_size": 1000}, {}, "2 × 100000 tokens take about 2.52 GiB"),  # 4 bytes × 2 × 100000 × (3 × 1000 + 8 × 48)
+        ("llama", {"dtype": torch.bfloat16}, {}, "2 × 100000 tokens take about 0.36 GiB"),  # 2 bytes × 2 × 100000 × (3 × 4 × 48 + 8 × 48)
+        ("gpt2", {"n_positions": 100000}, {"chunk": 50000}, "1 × 50000 tokens take about 0.12 GiB"),  # 4 bytes × 50000 × (3 × 4 × 32 + 8 × 32)
+        ("gpt2", {"n_positions": 100000}, {"chunk": 3}, "1 × 3 tokens take about 0.00 GiB"),
+    ],
+)
+def test_running_out_of_memory_says_what_was_asked_for_and_what_it_takes(monkeypatch, architecture, settings, more, said, error, asked):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(Tap, "__call__", fail)
+    with pytest.raises(InputError) as caught:
+        capture(random_model(architecture, **settings), random_prompts(2, 100000), [], implementation="torch", **more)
+    chunk = {None: 25000, 50000: 12500, 3: 1}[more.get("chunk")]
+    assert str(caught.value) == f"out of memory{asked}: {said} for one layer's activations, beside the weights; use --chunk {chunk}, or --dtype bfloat16"
+    assert caught.value.__cause__ is error
+
+
+def test_the_reference_out_of_memory_counts_the_probabilities(monkeypatch):
+    def fail(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(Tap, "__call__", fail)
+    with pytest.raises(InputError) as caught:
+        capture(tiny("llama"), random_prompts(3, 4096), [], implementation="reference")
+    assert str(caught.value) == (
+        "out of memory: 3 × 4096 tokens take about 1.69 GiB for the probabilities of one KV head, beside the weights; "  # 4 bytes × 3 × 3 heads × 4096² × 3
+        "use --implementation torch or triton, which hold no probabilities, or shorter prompts (--lengths)"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------ the provenance

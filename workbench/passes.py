@@ -204,7 +204,7 @@ class MemoryErrors:
             wide = max(getattr(self._model.config, "intermediate_size", 0) or 0, 4 * shape.d_model)
             need, advice = count * tokens * (3 * wide + 8 * shape.d_model) * self._model.dtype.itemsize, f"--chunk {max(1, tokens // 4)}, or --dtype bfloat16"
             what = "one layer's activations"
-        asked = text.partition("tried to allocate ")[2].partition(".  ")[0].partition(" gpu")[0].strip(". ")
+        asked = text.partition("tried to allocate ")[2].partition(". ")[0].strip(". ")
         raise InputError(
             f"out of memory{f' (asked for {asked})' if asked else ''}: {count} × {tokens} tokens take about {need / 2**30:.2f} GiB for {what}, "
             f"beside the weights; use {advice}"
