@@ -4,7 +4,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache
 from itertools import product
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -266,7 +265,8 @@ def test_values_are_waited_for(monkeypatch, device, waited):
     """They leave a GPU while it runs on."""
     seen = []
     monkeypatch.setattr(torch.cuda, "synchronize", seen.append)
-    assert passes.joined(SimpleNamespace(device=torch.device(device), name="m"), random_prompts(), [], [(Tap(random_prompts(), []), [])]) == {}
+    monkeypatch.setattr(HFModel, "device", torch.device(device))
+    assert passes.joined(tiny("llama"), random_prompts(), [], [(Tap(random_prompts(), []), [])]) == {}
     assert seen == waited
 
 
