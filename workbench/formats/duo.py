@@ -2,6 +2,7 @@
 
 Both tools cut at a quantile, DuoAttention after adding random noise. Raw scores are mostly exact zeros, so that the noise would
 choose the heads; therefore the ranks are written, evenly spaced over (0, 1], equal scores in order with the earlier head first.
+Gates (`duo_gate`, trained or read from such a folder) are what these files are made for: they are written as they are.
 """
 
 import json
@@ -18,8 +19,13 @@ from workbench.formats._reading import COUNT, agree_on_layers, card_of, matrix, 
 from workbench.heads import ModelCard
 from workbench.labels import HeadLabels
 
+GATE = "duo_gate"
 _TABLE, _CONFIG = "full_attention_heads.tsv", "config.json"
-_SCHEMA = {"type": "object", "required": ["sink_size", "recent_size"], "properties": {"sink_size": COUNT, "recent_size": COUNT}}
+_SCHEMA = {
+    "type": "object",
+    "required": ["sink_size", "recent_size"],
+    "properties": {"sink_size": COUNT, "recent_size": COUNT, "provenance": {"type": "object"}},
+}
 
 
 def ranks(score: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
@@ -31,19 +37,25 @@ def ranks(score: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
 
 
 def _write(labels: HeadLabels, path: Path, export: Export) -> list[Path]:
-    shape, probe, reduction = labels.card.shape, chosen_probe(labels, export.probe, "retrieval"), export.reduction or "max"
+    shape = labels.card.shape
+    probe = chosen_probe(labels, export.probe, "retrieval" if "retrieval" in labels.scores or GATE not in labels.scores else GATE)
+    reduction = export.reduction or "max"
     if min(shape.n_layers, shape.n_kv_heads) < 2:
         raise InputError(f"duo needs two layers and two KV heads or more: its loaders take one row or column for a list; {labels.card.name} is {shape}")
-    rank_LG = ranks(shape.to_kv(labels.scores[probe], reduction))
+    score_LG = shape.to_kv(labels.scores[probe], reduction)
+    known = labels.provenance if probe == GATE else {}
     config = {
         "model_name": labels.card.name,
-        "sink_size": 128 if export.sink is None else export.sink,
-        "recent_size": 256 if export.recent is None else export.recent,
-        "scores": f"ranks in (0, 1] of the {reduction} over each group of the probe {probe}",
+        "sink_size": known.get("sink", 128) if export.sink is None else export.sink,
+        "recent_size": known.get("recent", 256) if export.recent is None else export.recent,
+        "scores": "gates in [0, 1]" if probe == GATE else f"ranks in (0, 1] of the {reduction} over each group of the probe {probe}",
         "model": labels.to_json()["model"],
+        **({"provenance": dict(known)} if known else {}),
     }
-    rows = "".join("\t".join(f"{rank:.18e}" for rank in row) + "\n" for row in rank_LG)
-    return [write_text(path / _TABLE, rows), write_text(path / _CONFIG, json.dumps(config, indent=2) + "\n")]
+    value_LG = score_LG.clip(0, 1) if probe == GATE else ranks(score_LG)
+    rows = "".join("\t".join(f"{value:.18e}" for value in row) + "\n" for row in value_LG)
+    told = json.dumps(config, indent=2, allow_nan=False) + "\n"
+    return [write_text(path / _TABLE, rows), write_text(path / _CONFIG, told)]
 
 
 def _read(path: Path, card: ModelCard | None, name: str) -> HeadLabels:
@@ -53,7 +65,7 @@ def _read(path: Path, card: ModelCard | None, name: str) -> HeadLabels:
     agree_on_layers(path / _TABLE, card, len(table))
     cells = [(layer, head, value) for layer, row in enumerate(table) for head, value in enumerate(row)]
     gate_LG = matrix(path / _TABLE, card, cells, per_kv=True).clip(0, 1)
-    provenance = {"format": "duo", "file": path.name, "sink": int(config["sink_size"]), "recent": int(config["recent_size"])}
+    provenance = {**config.get("provenance", {}), "format": "duo", "file": path.name, "sink": int(config["sink_size"]), "recent": int(config["recent_size"])}
     return HeadLabels(card, {}, {name: card.shape.to_query(gate_LG)}, provenance=provenance)
 
 
@@ -72,10 +84,10 @@ FORMAT = Format(
     title="DuoAttention pattern",
     tools=("DuoAttention", "kvpress"),
     granularity="kv",
-    loss="Keeps the order of the KV heads on one probe; loses the scores, which query head of a group was strong, other probes, labels and rules.",
+    loss="Keeps gates, or the order of the KV heads on one probe; loses the scores, which query head of a group was strong, other probes, labels and rules.",
     writes=_write,
     reads=_read,
     uses=("probe", "reduction", "sink", "recent"),
-    reads_as="duo_gate",
+    reads_as=GATE,
     knows_shape=True,
 )
