@@ -2,6 +2,7 @@
 
 import weakref
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import FrozenInstanceError, dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from eager import WINDOWED, eager, random_ids, random_prompts, tiny
 from torch import nn
 
-from workbench import attention, implementations, passes
+from workbench import attention, captures, implementations, passes
 from workbench.attention import Tap
 from workbench.captures import Capture, capture, generate
 from workbench.edits import PHASES, Ablate, Reference
@@ -419,6 +420,24 @@ def test_a_generation_is_prefilled_but_for_the_last_token(monkeypatch):
     monkeypatch.setattr(Tap, "__call__", lambda self, layer, q, k, *rest: fed.append((layer, q.shape[2], k.shape[2])) or whole(self, layer, q, k, *rest))
     generate(without_end("mistral"), question(), [Entropy("answer")], max_new_tokens=3)
     assert fed == [(layer, *size) for size in ((19, 19), (1, 20), (1, 21), (1, 22)) for layer in (0, 1)]
+
+
+def test_a_generation_feeds_what_lies_where_the_model_is_and_asks_for_one_row_of_logits(monkeypatch):
+    """The device that tensors are made on unless told otherwise is another one, on which nothing can be computed; but for the model itself."""
+    model, asked, reads = without_end("llama"), [], [Entropy("answer"), Peak("answer")]
+    want = generate(model, question(), reads, max_new_tokens=3, chunk=8)
+
+    @contextmanager
+    def at_home(*args):
+        with attention.tapped(*args) as hf, torch.device("cpu"):
+            yield lambda ids_BT, **more: asked.append((ids_BT.shape[1], more["logits_to_keep"], more["use_cache"])) or hf(ids_BT, **more)
+
+    monkeypatch.setattr(captures, "tapped", at_home)
+    with torch.device("meta"):
+        seen = generate(model, question(), reads, max_new_tokens=3, chunk=8)
+    np.testing.assert_array_equal(seen.prompts.ids_BT, want.prompts.ids_BT)
+    np.testing.assert_array_equal(seen[reads[0]], want[reads[0]])
+    assert asked == [(size, 1, True) for size in (8, 8, 3, 1, 1, 1)]
 
 
 def test_decoding_edits_do_not_reach_the_prefilled_rows():

@@ -581,6 +581,25 @@ def test_the_reference_out_of_memory_counts_the_probabilities(monkeypatch):
     )
 
 
+@pytest.mark.parametrize("layers", [(), (0, 0), (0, 2, 0), (3,), (0, -1)])
+def test_layers_that_the_model_lacks_or_named_twice_are_refused(layers):
+    with pytest.raises(InputError) as caught:
+        capture(random_model("llama", num_hidden_layers=3), random_prompts(), [Entropy()], layers=layers)
+    assert str(caught.value) == f"layers are some of 0 to 2, each once; got {list(layers)}"
+
+
+@pytest.mark.parametrize("chunk", [None, 9])
+@pytest.mark.parametrize("layers", [(0, 1, 2), (2, 0), (1,)])
+def test_layers_are_read_in_the_asked_order(layers, chunk):
+    model, reads = random_model("llama", num_hidden_layers=3), [Mass(last=3), Peak(), Received(), NextToken()]
+    seen, whole = capture(model, random_prompts(), reads, layers=layers, chunk=chunk), capture(model, random_prompts(), reads, chunk=chunk)
+    for read in reads:
+        for one, other in zip(fields(seen[read]), fields(whole[read]), strict=True):
+            np.testing.assert_allclose(one, other if isinstance(read, NextToken) else other[:, list(layers)], **TOLERANCE)
+    assert seen.provenance["layers"] == list(layers)
+    assert "layers" not in whole.provenance
+
+
 # ------------------------------------------------------------------------------------------------------------------ the provenance
 
 
@@ -595,6 +614,7 @@ def test_ranges_longer_than_the_prompt_are_noted():
 def test_prompts_beyond_the_trained_context_run_with_a_warning(run):
     model = random_model("llama", max_position_embeddings=12)
     assert "warning" not in run(model, random_prompts(1, 11), []).provenance
+    assert "warning" not in capture(model, random_prompts(1, 12), []).provenance
     total = run(model, random_prompts(1, 13), []).prompts.length
     assert run(model, random_prompts(1, 13), []).provenance["warning"] == f"{total} tokens are beyond the 12 that tiny-llama was trained for"
 
