@@ -22,10 +22,11 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask, sdpa_mask
 
-from workbench.edits import Edit
+from workbench.edits import Edit, Memory, Scene
 from workbench.errors import InputError
 from workbench.implementations import Reference, Streaming
 from workbench.kernels import blocked
+from workbench.kernels.changed import Change, Step
 from workbench.kernels.inputs import Attention, Wanted
 from workbench.models import HFModel
 from workbench.prompts import Prompts
@@ -39,7 +40,8 @@ class Tap:
 
     `offset` is the position of the first query row; reads are made in the `layers`. `shared` keeps what depends on prompts and
     rows alone for the layers of the pass; `sheets` are the results [L, ...] on the CPU, which the layers fill in
-    as the device gets there, and `kinds` the named tuples that some of them make up.
+    as the device gets there, and `kinds` the named tuples that some of them make up. `memory` is what edits carry from one pass over the prompts to
+    the next; `tapped` sets the `model`, and `residual` to the input of the present layer if an edit looks at it.
     """
 
     prompts: Prompts
@@ -52,6 +54,9 @@ class Tap:
     kinds: dict[LayerRead, type | None] = field(default_factory=dict)
     shared: dict[Any, Rows] = field(default_factory=dict)
     calls: int = 0
+    memory: Memory = field(default_factory=Memory)
+    model: HFModel | None = None
+    residual: Tensor | None = None
 
     def __call__(
         self, layer: int, q_BHQE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, mask: Tensor | None, scaling: float, softcap: float | None, window: int | None
@@ -64,7 +69,8 @@ class Tap:
             q_BHQE = edit.on_query(q_BHQE, layer, edit.rows(position_BQ, self.prompts.decode_from))
         padded = self.prompts.padding is not None
         attention = Attention(q_BHQE, k_BGKE, v_BGKE, rows.pos_BR, rows.start_B, scaling, softcap, window, padded, rows.memo)
-        run = Reference(mask) if self.implementation == "reference" else Streaming(self._module())
+        change = self._change(layer)
+        run = Reference(mask, change) if self.implementation == "reference" else Streaming(self._module(), change)
         every = self.reads if layer in self.layers else ()
         z_BHQE, statistics = run.outputs(attention, self._wanted(rows, None) if every else Wanted())
         for edit in self.edits:
@@ -75,6 +81,24 @@ class Tap:
             chosen = self._rows(name, attention.keys, window, q_BHQE.device)
             values |= run.observe(attention, statistics if name is None else None, chosen, self._wanted(chosen, name), reads, z_BHQE)
         return z_BHQE, values
+
+    def _change(self, layer: int) -> Change | None:
+        """What the edits do to where the rows of a layer look; None if nothing."""
+        if self.model is None or not self.edits:
+            return None
+        model, residual = self.model, self.residual
+        looking = [(number, edit, edit.looking(layer, model.shape)) for number, edit in enumerate(self.edits)]
+
+        def opened(heads: tuple[int, ...], attention: Attention) -> list[Step]:
+            steps = []
+            for number, edit, mine in looking:
+                if set(mine) & set(heads):
+                    state = self.memory.states.setdefault((number, layer, heads), {})
+                    steps.append(edit.opened(Scene(layer, heads, attention, self.prompts, model, residual, state)))
+            return steps
+
+        heads = tuple(sorted({head for *_, mine in looking for head in mine}))
+        return Change(heads, opened) if heads else None
 
     def put(self, layer: int, read: LayerRead, value: Any) -> Any:
         """Start the copy of a layer's value to its place on a sheet, and return that. Whoever reads it waits for the device first."""
@@ -125,6 +149,7 @@ class Observed:
 def tapped(model: HFModel, tap: Tap) -> Generator[Any, None, None]:
     """The model's module with `tap` in every attention layer; restored to what it was, whatever happens."""
     with model.attention(REFERENCE if tap.implementation == "reference" else STREAMING) as hf:
+        tap.model = model
         try:
             for layer, module in enumerate(model.weights.attentions):
                 module.workbench_tap = (layer, tap)

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
 from workbench.attention import Tap, tapped
-from workbench.edits import Edit
+from workbench.edits import Edit, Memory
 from workbench.errors import InputError
 from workbench.heads import ModelCard
 from workbench.implementations import choose, each
@@ -31,7 +31,8 @@ SAMPLES = (Mass, Distances, TopMass, Entropy, Peak, LogSumExp)
 class Capture:
     """What the reads saw in one pass: `capture[read]` is a read-only array (or a named tuple of them) in the read's shape.
 
-    `provenance` has implementation, dtype, device and edits, and what is worth a remark. The `sampled` reads were made on a sample of the rows.
+    `provenance` has implementation, dtype, device and edits, and what is worth a remark. The `sampled` reads were made on a sample of the rows. `found` is
+    what each edit found, in their order: of `Calibrate` the number of sinks [B, L, H], those of the last row where rows have their own.
     """
 
     card: ModelCard
@@ -39,11 +40,13 @@ class Capture:
     values: Mapping[Any, Any]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     sampled: frozenset[Read] = frozenset()
+    found: tuple[Int[np.ndarray, "B L H"], ...] = ()
 
     def __post_init__(self) -> None:
         frozen = {read: each(_frozen, value) for read, value in self.values.items()}
         object.__setattr__(self, "values", MappingProxyType(frozen))
         object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
+        object.__setattr__(self, "found", tuple(map(_frozen, self.found)))
 
     def __getitem__(self, read: Read) -> Any:
         if read not in self.values:
@@ -105,7 +108,7 @@ def capture(
     """
     prompts = prompts if isinstance(prompts, Prompts) else Prompts.from_text(model, prompts)
     chosen = choose(implementation, model.device, prompts.length, model.shape.d_head)
-    remarks = check(model, prompts, prompts.length, reads, edits)
+    remarks = check(model, prompts, prompts.length, reads, edits, chunk)
     if chunk is not None and (chunk < 1 or chosen == "reference"):
         raise InputError(CHUNKS)
     sampled = sample is not None and sample < prompts.length - int(prompts.start_B.max())
@@ -115,16 +118,19 @@ def capture(
     make = partial(run, model, reads=list(made.values()), edits=edits, implementation=chosen, layers=chosen_layers(model, layers))
     with torch.inference_mode(), MemoryErrors(model, prompts, chosen, chunk):
         if chunk is None or chunk >= prompts.length:
-            values = make(prompts)
+            memories = [Memory()]
+            values = make(prompts, memory=memories[0])
         else:
-            values = _side_by_side([make(prompts.only(number), chunk=chunk) for number in range(prompts.count)])
+            memories = [Memory() for _ in range(prompts.count)]
+            values = _side_by_side([make(prompts.only(number), chunk=chunk, memory=memory) for number, memory in enumerate(memories)])
     values = {read: without_padding(making, values[making], prompts) for read, making in made.items()}
     facts = {
         **({"chunk": chunk} if chunk is not None else {}),
         **({"layers": list(layers)} if layers is not None else {}),
         **({"rows": {"sampled": sample, "of": prompts.length}} if less else {}),
     }
-    return Capture(model.card, prompts, values, {**_provenance(model, edits, chosen), **facts, **remarks}, less)
+    found = _found(model, prompts, edits, memories)
+    return Capture(model.card, prompts, values, {**_provenance(model, edits, chosen, found), **facts, **remarks}, less, found)
 
 
 def generate(
@@ -155,22 +161,23 @@ def generate(
     chosen_way = choose(implementation, model.device, prompts.length, model.shape.d_head)
     if chunk is not None and (chunk < 1 or chosen_way == "reference"):
         raise InputError(CHUNKS)
-    remarks = check(model, prompts, total, reads, edits)
     end = prompts.length - 1
     chosen: list[int] = []
     seen: list[dict[Read, Any]] = []
     base = Prompts(prompts.ids_BT, prompts.spans, {}, prompts.match_BT, end, prompts.facts, prompts.padding)
+    remarks = check(model, base, total, reads, edits, chunk)
+    memory = Memory()
     ids_BT = torch.tensor(prompts.ids_BT, device=model.device)
     with torch.inference_mode(), MemoryErrors(model, prompts, chosen_way, chunk):
         cache = DynamicCache()  # without the configuration: every layer keeps all keys, so that a key's index is its position
         for begin in range(0, end, chunk or end):
-            with tapped(model, Tap(base, (), edits, chosen_way, begin)) as hf:
+            with tapped(model, Tap(base, (), edits, chosen_way, begin, memory=memory)) as hf:
                 hf(ids_BT[:, begin : min(begin + (chunk or end), end)], past_key_values=cache, use_cache=True, logits_to_keep=1)
         fed_BT = ids_BT[:, end:]
         while len(chosen) < max_new_tokens:
             place = end + len(chosen)
             step = replace(_with_answer(base, chosen, matching), rows={"answer": np.array([[place]])})
-            tap = Tap(step, reads, edits, chosen_way, place, range(model.shape.n_layers))
+            tap = Tap(step, reads, edits, chosen_way, place, range(model.shape.n_layers), memory=memory)
             with tapped(model, tap) as hf:
                 result = hf(fed_BT, past_key_values=cache, use_cache=True, logits_to_keep=1, output_attentions=True)
             fed_BT = result.logits[:, -1].argmax(-1, keepdim=True)
@@ -179,7 +186,9 @@ def generate(
             if _ended(model, chosen, stop):
                 break
     values = {read: each(lambda *parts: torch.cat(parts, dim=-1), *[step[read] for step in seen]) for read in reads}
-    return Capture(model.card, _answered(model, base, chosen, matching), values, {**_provenance(model, edits, chosen_way), **remarks})
+    found = _found(model, base, edits, [memory])
+    facts = {**_provenance(model, edits, chosen_way, found), **remarks}
+    return Capture(model.card, _answered(model, base, chosen, matching), values, facts, found=found)
 
 
 def _ended(model: HFModel, chosen: list[int], stop: Callable[[str], bool] | None) -> bool:
@@ -201,9 +210,15 @@ def _with_answer(base: Prompts, chosen: list[int], matching: Callable[[np.ndarra
     return replace(base, ids_BT=np.concatenate([base.ids_BT, answer_BT], axis=1), match=np.concatenate([base.match_BT, matching(answer_BT)], axis=1))
 
 
-def _provenance(model: HFModel, edits: Sequence[Edit], implementation: str) -> dict[str, Any]:
+def _found(model: HFModel, prompts: Prompts, edits: Sequence[Edit], memories: Sequence[Memory]) -> tuple[np.ndarray, ...]:
+    """What each edit found in the prompts, which went through the model together or one by one."""
+    each_of = prompts.count // len(memories)
+    return tuple(np.concatenate([memory.found(number, model.shape, each_of) for memory in memories]) for number in range(len(edits)))
+
+
+def _provenance(model: HFModel, edits: Sequence[Edit], implementation: str, found: Sequence[np.ndarray]) -> dict[str, Any]:
     place = {"dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type}
-    return {"implementation": implementation, **place, "edits": [edit.describe() for edit in edits]}
+    return {"implementation": implementation, **place, "edits": [edit.describe() | edit.said(seen) for edit, seen in zip(edits, found, strict=True)]}
 
 
 def _frozen(array: Tensor | np.ndarray) -> np.ndarray:

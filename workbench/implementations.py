@@ -14,6 +14,8 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from workbench.errors import InputError, unknown
+from workbench.kernels import changed
+from workbench.kernels.changed import Change, Step
 from workbench.kernels.inputs import Attention, Statistics, Wanted
 from workbench.kernels.support import HEAD_SIZES, missing_for
 from workbench.layer_view import LayerView, Seen
@@ -48,12 +50,33 @@ def choose(implementation: str, device: torch.device, length: int, head_size: in
 
 @dataclass(frozen=True, eq=False)
 class Streaming:
-    """Outputs and reads by an implementation that never holds the pattern."""
+    """Outputs and reads by an implementation that never holds the pattern. Heads that `change` concerns are computed from strips of it, or corrected."""
 
     module: ModuleType
+    change: Change | None = None
 
     def outputs(self, attention: Attention, wanted: Wanted) -> tuple[Tensor, Statistics | None]:
         """With the outputs, the statistics of all rows if any are wanted."""
+        if self.change is None:
+            return self._unchanged(attention, wanted)
+        heads = self.change.heads
+        part, steps = self.change.steps(attention, heads)
+        if len(heads) == attention.q_BHRE.shape[1]:
+            z_BHRE = changed.outputs(part, steps, self.module)
+            return z_BHRE, self._reduced(attention, wanted) if wanted else None
+        z_BHRE, statistics = self._unchanged(attention, wanted)
+        z_BHRE = z_BHRE.clone()
+        z_BHRE[:, list(heads)] = changed.outputs(part, steps, self.module)
+        return z_BHRE, changed.merged(statistics, self._reduced(attention, wanted), heads) if statistics is not None and wanted else None
+
+    def _reduced(self, attention: Attention, wanted: Wanted) -> Statistics:
+        """The statistics of the heads that are changed, at all rows of the pass or at chosen ones."""
+        assert self.change is not None
+        whole, steps = self.change.opened[self.change.heads]
+        part = self.change.of(attention)
+        return changed.reduced(part, changed.strips_at(whole, part, steps), wanted)
+
+    def _unchanged(self, attention: Attention, wanted: Wanted) -> tuple[Tensor, Statistics | None]:
         if not wanted and attention.softcap is None and attention.window is None and not attention.padded:
             return _plain(attention), None
         statistics = self.module.statistics(attention, wanted | Wanted(output=True))
@@ -71,33 +94,80 @@ class Streaming:
             local_BR = rows.pos_BR.long() - attention.span[0]
             q_BHRE, z_BHQE = _at(attention.q_BHRE, local_BR), _at(z_BHQE, local_BR)
             attention = replace(attention, q_BHRE=q_BHRE, pos_BR=rows.pos_BR, memo=rows.memo)
-            statistics = self.module.statistics(attention, wanted) if wanted and rows.pos_BR.shape[1] else None
+            statistics = self._statistics(attention, wanted) if wanted and rows.pos_BR.shape[1] else None
         nothing = Statistics(attention.q_BHRE.new_zeros(attention.q_BHRE.shape[:3], dtype=torch.float32))
-        seen = Seen(rows, attention, statistics or nothing, z_BHQE)
+        seen = Seen(rows, attention, statistics or nothing, z_BHQE, self.change)
         values = {read: read.streamed(seen) for read in reads}
         return {
             read: read.finished(value, rows) if complete and isinstance(read, Received) and isinstance(value, Tensor) else value
             for read, value in values.items()
         }
 
+    def _statistics(self, attention: Attention, wanted: Wanted) -> Statistics:
+        """The statistics of chosen rows."""
+        if self.change is None:
+            return self.module.statistics(attention, wanted)
+        if len(self.change.heads) == attention.q_BHRE.shape[1]:
+            return self._reduced(attention, wanted)
+        return changed.merged(self.module.statistics(attention, wanted), self._reduced(attention, wanted), self.change.heads)
+
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Outputs and reads from the probabilities, as eager attention has them, under the mask that transformers makes."""
+    """Outputs and reads from the probabilities, as eager attention has them, under the mask that transformers makes, and as `change` edits them."""
 
     mask_B1QK: Tensor | None
+    change: Change | None = None
 
     def outputs(self, attention: Attention, wanted: Wanted) -> tuple[Tensor, None]:
+        """From PyTorch's fused attention, or, of heads that are changed, from their probabilities, one KV head at a time."""
+        z_BHQE = self._unchanged(attention)
+        for kv_head in range(attention.k_BGKE.shape[1] if self.change is not None else 0):
+            if heads := self._heads(attention, kv_head):
+                part, steps = self._steps(attention, heads)
+                p_BHQK, _ = self._edited(part, steps)
+                z_BHQE[:, list(heads)] = p_BHQK.to(part.v_BGKE.dtype) @ part.v_BGKE
+                for step in steps:
+                    step.commit()
+        return z_BHQE, None
+
+    def _heads(self, attention: Attention, kv_head: int) -> tuple[int, ...]:
+        """The query heads of a KV head that are changed."""
+        return () if self.change is None else tuple(head for head in self.change.heads if head // attention.group == kv_head)
+
+    def _steps(self, attention: Attention, heads: tuple[int, ...]) -> tuple[Attention, list[Step]]:
+        """Some query heads of one KV head, and what is done to them."""
+        assert self.change is not None
+        part, steps = self.change.steps(attention, heads)
+        kv_head = heads[0] // attention.group
+        one = slice(kv_head, kv_head + 1)
+        return replace(part, k_BGKE=attention.k_BGKE[:, one], v_BGKE=attention.v_BGKE[:, one]), steps
+
+    def _edited(self, part: Attention, steps: list[Step]) -> tuple[Tensor, Tensor]:
+        """Probabilities [B, H, Q, K] and log-sum-exp of all rows of some heads of one KV head, edit after edit."""
+        every = slice(0, part.q_BHRE.shape[2])
+        s_BHQK = self._scores(part, part.q_BHRE, 0, self._visible_BQK)
+        for step in steps:
+            s_BHQK = step.on_scores(s_BHQK, part, every)
+        p_BHQK, lse_BHQ = self._softmax(s_BHQK)
+        for step in steps:
+            if step.sum_rows:
+                step.fit(p_BHQK[:, step.places, : step.sum_rows].sum(2))
+            step.begin()
+            p_BHQK = step.on_pattern(p_BHQK, part.pos_BR)
+        return p_BHQK, lse_BHQ
+
+    def _unchanged(self, attention: Attention) -> Tensor:
         """From PyTorch's fused attention; where that cannot cap scores, from the probabilities of one KV head at a time."""
         if attention.softcap is None:
             q, k, v, mask = attention.q_BHRE, attention.k_BGKE, attention.v_BGKE, self._visible_BQK[:, None]
             z_BHQE = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=attention.scaling, enable_gqa=attention.group > 1)
-            return z_BHQE.masked_fill(~mask.any(-1, keepdim=True), 0), None
+            return z_BHQE.masked_fill(~mask.any(-1, keepdim=True), 0)
         parts = []
         for kv_head, q_part in enumerate(attention.q_BHRE.split(attention.group, dim=1)):
             pattern, _ = self._pattern(attention, q_part, kv_head, self._visible_BQK)
             parts.append(pattern.to(attention.v_BGKE.dtype) @ attention.v_BGKE[:, kv_head, None])
-        return torch.cat(parts, dim=1), None
+        return torch.cat(parts, dim=1)
 
     def observe(
         self, attention: Attention, statistics: Statistics | None, rows: Rows, wanted: Wanted, reads: list[LayerRead], z_BHQE: Tensor
@@ -110,6 +180,10 @@ class Reference:
             heads, kv = slice(kv_head * attention.group, (kv_head + 1) * attention.group), slice(kv_head, kv_head + 1)
             q_BHRE, z_BHRE = (_at(tensor[:, heads], local_BR) for tensor in (attention.q_BHRE, z_BHQE))
             pattern_BHRK, lse_BHR = self._pattern(attention, q_BHRE, kv_head, visible_BRK)
+            if changing := self._heads(attention, kv_head):
+                places = [head - heads.start for head in changing]
+                for whole, edited in zip((pattern_BHRK, lse_BHR), self._edited(*self._steps(attention, changing)), strict=True):
+                    whole[:, places] = _at(edited.unflatten(-1, (-1, 1)) if edited.dim() == 3 else edited, local_BR).view(whole[:, places].shape)
             view = LayerView(rows, pattern_BHRK, q_BHRE, attention.k_BGKE[:, kv], attention.v_BGKE[:, kv], z_BHRE, lse_BHR)
             for read in reads:
                 parts[read].append(read.reference(view))
@@ -125,10 +199,18 @@ class Reference:
     @staticmethod
     def _pattern(attention: Attention, q_BHRE: Tensor, kv_head: int, visible_BRK: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities [B, H, R, K] in float32, softmax of scaled, capped, masked scores, and the log-sum-exp; 0 and +inf for rows that see nothing."""
+        return Reference._softmax(Reference._scores(attention, q_BHRE, kv_head, visible_BRK))
+
+    @staticmethod
+    def _scores(attention: Attention, q_BHRE: Tensor, kv_head: int, visible_BRK: Tensor) -> Tensor:
+        """Scaled, capped scores in float32, −inf where a row may not see a key."""
         logit_BHRK = (q_BHRE @ attention.k_BGKE[:, kv_head, None].transpose(-1, -2) * attention.scaling).float()
         if attention.softcap is not None:
             logit_BHRK = (logit_BHRK / attention.softcap).tanh_().mul_(attention.softcap)
-        logit_BHRK = logit_BHRK.masked_fill_(~visible_BRK[:, None], -torch.inf)
+        return logit_BHRK.masked_fill_(~visible_BRK[:, None], -torch.inf)
+
+    @staticmethod
+    def _softmax(logit_BHRK: Tensor) -> tuple[Tensor, Tensor]:
         lse_BHR = logit_BHRK.logsumexp(-1)
         return logit_BHRK.softmax(-1).nan_to_num_(nan=0.0), lse_BHR.masked_fill_(lse_BHR == -torch.inf, torch.inf)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from workbench.errors import InputError
 from workbench.kernels.blocked import pattern
+from workbench.kernels.changed import Change, strips_at, widened
 from workbench.kernels.inputs import Attention, Statistics
 from workbench.rows import Rows
 
@@ -49,18 +50,39 @@ class LayerView:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What a streaming implementation found out about one layer, for all its heads at chosen rows."""
+    """What a streaming implementation found out about one layer, for all its heads at chosen rows; `change` is what edits do to where they look."""
 
     rows: Rows
     attention: Attention
     statistics: Statistics
     z_BHRE: Float[Tensor, "B H R E"]
+    change: Change | None = None
 
     def views(self, begin: int = 0, end: int | None = None) -> Iterator[LayerView]:
-        """The rows from `begin` to `end` in strips of few, each with its probabilities."""
+        """The rows from `begin` to `end` in strips of few, each with its probabilities, edits included."""
         batch, heads, n_rows, _ = self.attention.q_BHRE.shape
         end = n_rows if end is None else end
         step = max(1, STRIP // (batch * heads * self.attention.keys))
+        if self.change is not None:
+            yield from self._edited(self.change, begin, end)
+            return
         for cut in (slice(first, min(first + step, end)) for first in range(begin, end, step)):
-            part = Rows(self.rows.prompts, self.rows.pos_BR[:, cut], self.rows.keys, self.rows.window)
-            yield LayerView(part, pattern(self.attention, cut))
+            yield self._view(cut, pattern(self.attention, cut))
+
+    def _edited(self, change: Change, begin: int, end: int) -> Iterator[LayerView]:
+        """The heads that are edited in their places among the others, in whatever strips their steps are computed."""
+        whole, steps = change.opened[change.heads]
+        for strip, _, p_BHRK in strips_at(whole, change.of(self.attention), steps):
+            cut = slice(max(strip.start, begin), min(strip.stop, end))
+            if cut.start >= cut.stop:
+                continue
+            mine_BHRK = widened(p_BHRK[:, :, cut.start - strip.start : cut.stop - strip.start], self.attention.keys)
+            if len(change.heads) == self.attention.q_BHRE.shape[1]:
+                yield self._view(cut, mine_BHRK)
+                continue
+            all_BHRK = pattern(self.attention, cut)
+            all_BHRK[:, list(change.heads)] = mine_BHRK
+            yield self._view(cut, all_BHRK)
+
+    def _view(self, cut: slice, p_BHRK: Tensor) -> LayerView:
+        return LayerView(Rows(self.rows.prompts, self.rows.pos_BR[:, cut], self.rows.keys, self.rows.window), p_BHRK)

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from workbench.attention import Observed, Tap, tapped
-from workbench.edits import Edit
+from workbench.edits import Edit, Memory
 from workbench.errors import InputError
 from workbench.implementations import each
 from workbench.models import HFModel
@@ -31,18 +31,23 @@ def run(
     implementation: str,
     layers: Sequence[int],
     chunk: int | None = None,
+    memory: Memory | None = None,
 ) -> dict[Read, Any]:
-    """All reads of one forward pass; with a chunk, of the passes over its pieces, of which each sees the keys of those before."""
+    """All reads of one forward pass; with a chunk, of the passes over its pieces, of which each sees the keys of those before.
+
+    The `memory` holds afterwards what the edits have found.
+    """
     layer_reads = [read for read in reads if not isinstance(read, NextToken)]
     nexts = [read for read in reads if isinstance(read, NextToken)]
     kept = sorted({int(row) for read in nexts for row in prompts.row_positions(read.rows).flat}) or [prompts.length - 1]
     ids_BT = torch.tensor(prompts.ids_BT, device=model.device)
     cache = None if chunk is None else DynamicCache()  # without the configuration: every layer keeps all keys
+    memory = Memory() if memory is None else memory
     chunks: list[tuple[Tap, Sequence[Observed]]] = []
     logits: list[Tensor] = []
     for begin in range(0, prompts.length, chunk or prompts.length):
         end = min(begin + (chunk or prompts.length), prompts.length)
-        tap = Tap(prompts, layer_reads, edits, implementation, begin, layers)
+        tap = Tap(prompts, layer_reads, edits, implementation, begin, layers, memory=memory)
         keep = torch.tensor([row - begin for row in kept if begin <= row < end] or [0], device=model.device)
         with tapped(model, tap) as hf:
             result = hf(
@@ -137,7 +142,7 @@ def without_padding(read: Read, value: Any, prompts: Prompts) -> Any:
     return each(lambda tensor: tensor.masked_fill(hidden_BR, torch.nan if tensor.is_floating_point() else -1), value)
 
 
-def check(model: HFModel, prompts: Prompts, length: int, reads: Sequence[Read], edits: Sequence[Edit]) -> dict[str, Any]:
+def check(model: HFModel, prompts: Prompts, length: int, reads: Sequence[Read], edits: Sequence[Edit], chunk: int | None = None) -> dict[str, Any]:
     """What is worth a remark in the provenance. Raises `InputError` for what cannot be done."""
     if length > model.positions:
         raise InputError(f"{length} tokens do not fit {model.name}, which has {model.positions} learned positions")
@@ -145,6 +150,7 @@ def check(model: HFModel, prompts: Prompts, length: int, reads: Sequence[Read], 
         raise InputError(f"token id {strange[0]} is none of the {model.vocabulary} ids of {model.name}")
     for edit in edits:
         edit.check(model.shape)
+        edit.check_model(model, prompts, chunk)
     size = 4 * prompts.count * model.shape.n_layers * model.shape.n_heads * length**2
     if Pattern() in reads and size > LARGEST_PATTERN:
         raise InputError(f"Pattern() of {length} tokens takes {size / 2**30:.1f} GiB; name the rows, Pattern(rows=...), or read what you need of it")

@@ -50,11 +50,16 @@ def probabilities(attention: Attention, lse_BHR: Tensor, pairs: Pairs, elements:
 
 def pattern(attention: Attention, rows: slice) -> Tensor:
     """The probabilities [B, H, R, K] of a few rows, 0 throughout for a row of padding."""
+    return masked_scores(attention, rows).softmax(-1).nan_to_num_(nan=0.0)
+
+
+def masked_scores(attention: Attention, rows: slice) -> Tensor:
+    """The scaled, capped scores [B, H, R, K] of a few rows, −inf at keys that they may not see."""
     logit_BHRK = _scores(attention, rows, attention.k_BGKE.float(), 0)
     low_BR, pos_BR = attention.low_BR[:, rows, None], attention.pos_BR[:, rows, None]
     key_K = torch.arange(attention.keys, device=low_BR.device)
     visible_BRK = (key_K >= low_BR) & (key_K <= pos_BR)
-    return logit_BHRK.masked_fill_(~visible_BRK[:, None], -torch.inf).softmax(-1).nan_to_num_(nan=0.0)
+    return logit_BHRK.masked_fill_(~visible_BRK[:, None], -torch.inf)
 
 
 def _scores(attention: Attention, rows: slice, k_BGKE: Tensor, first: int, out: Tensor | None = None) -> Tensor:

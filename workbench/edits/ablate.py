@@ -1,4 +1,4 @@
-"""What to change in a forward pass, as data: `Ablate` a set of heads, by a named kind, in a named phase.
+"""What does a model do without some of its heads? `Ablate` takes them out of action, by a named kind, in a named phase.
 
 Papers mean different things by "masking a head", so both are part of the edit and are written into results.
 """
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from workbench.edits._edit import BaseEdit
 from workbench.errors import InputError, unknown
 from workbench.heads import Head, Shape
 
@@ -37,7 +38,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Ablate:
+class Ablate(BaseEdit):
     """Take a set of heads out of action: `kind` is one of `KINDS`, `phase` one of `PHASES`.
 
     `mean` and `resample` need a `reference`. `resample` draws, from `seed`, one reference prompt per prompt and uses its outputs
@@ -110,6 +111,3 @@ class Ablate:
         donor_B = torch.from_numpy(np.random.default_rng(self.seed).integers(len(source_NHQE), size=len(z_BHQE)))
         place_BQ = position_BQ.cpu() % source_NHQE.shape[2]
         return source_NHQE[donor_B[:, None], :, place_BQ].transpose(1, 2)
-
-
-Edit = Ablate
