@@ -25,6 +25,7 @@ from workbench.weights import Weights
 
 CARD = ModelCard("toy", "memory", "", Shape(2, 3, 1, 4, 12))
 SEEN = [name for name, member in PROBES.items() if member.recipes]
+WEIGHED = {"copying", "copy_suppression", "name_mover", "successor"}
 each_seen = pytest.mark.parametrize("name", SEEN)
 each_probe = pytest.mark.parametrize("name", PROBES)
 
@@ -227,7 +228,7 @@ def test_a_probe_says_what_it_is(name):
     assert len(member.question) <= 160
     assert member.about.splitlines()[0] == member.question
     assert len(member.about) > len(member.question)
-    assert member.evidence == ("weights" if name == "copying" else "capture")
+    assert member.evidence == ("weights" if name in WEIGHED else "capture")
 
 
 def test_the_registry_holds_one_probe_per_file():
@@ -259,7 +260,7 @@ def test_adding_a_probe_is_adding_one_file(tmp_path, monkeypatch):
 
 def test_an_unknown_probe_or_preset_lists_those_that_exist():
     assert probe("induction") is PROBES["induction"]
-    with pytest.raises(InputError, match="unknown probe 'inductoin'; there are: attention_sink, copying, "):
+    with pytest.raises(InputError, match="unknown probe 'inductoin'; there are: attention_sink, copy_suppression, copying, "):
         probe("inductoin")
     with pytest.raises(InputError, match="unknown preset 'slow'; there are: paper, quick"):
         PROBES["induction"].recipe("slow")

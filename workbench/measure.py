@@ -197,9 +197,10 @@ def _largest_error(member: Probe, seen: Capture) -> float:
 
 def _weighed(model: HFModel, group: Group, shuffle: int | None) -> Part:
     """The scores of probes that look at weights alone."""
-    weights = Weights(model.weights, model.shape, shuffle)
+    weights = Weights(model.weights, model.shape, shuffle, model.tokenizer)
     scores = {member.name: _finite(model.card, member, member.score(weights)) for member in group.probes}
-    return Part(scores, {name: np.ones(len(array), bool) for name, array in scores.items()}, ())
+    told = {member.name: member.told(weights) for member in group.probes if member.told is not None and shuffle is None}
+    return Part(scores, {name: np.ones(len(array), bool) for name, array in scores.items()}, ({"told": told},) if told else ())
 
 
 def _uniform(model: HFModel, group: Group, prompts: Prompts) -> Part:
@@ -209,10 +210,11 @@ def _uniform(model: HFModel, group: Group, prompts: Prompts) -> Part:
 
 
 def _remarks(parts: Sequence[Part], member: Probe) -> dict[str, Any]:
-    """Of how many rows the samples were read, and the largest standard error that this puts on a head's mean over the rows of a prompt."""
+    """What a probe of weights tells; of how many rows samples were read, and the largest standard error of a head's mean over the rows of a prompt."""
+    told = [fact["told"][member.name] for part in parts for fact in part.facts if member.name in fact.get("told", {})]
     facts = [fact for part in parts for fact in part.facts if member.name in fact.get("standard_errors", {})]
     if not facts:
-        return {}
+        return told[0] if told else {}
     largest = max(fact["standard_errors"][member.name] for fact in facts)
     return {"rows": {"sampled": facts[0]["sampled_rows"], "of": facts[0]["of_rows"], "largest_standard_error": largest}}
 

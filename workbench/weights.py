@@ -1,4 +1,4 @@
-"""What does each head write and read? A model's weights seen head by head, whatever its architecture packs together."""
+"""What does each head write and read? A model's weights seen head by head, and its first MLP, whatever its architecture packs together."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -7,55 +7,81 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from workbench.heads import Head, Shape
 
 Projections = tuple[Tensor, Tensor, Tensor]
-"""Weights of q [D, H·E], k [D, G·E] and v [D, G·E], heads outermost, input dimension first."""
+"""Weights of q [D, H·E], k [D, G·E] and v [D, G·E], heads outermost, input dimension first; or their biases, with D = 1."""
+
+Take = Callable[[Any], Tensor]
+"""What is wanted of a projection: its weight [D, N], or its bias [1, N]."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Where one architecture keeps its blocks, attention, norms and embeddings, and how it packs q, k and v."""
+    """Where one architecture keeps its blocks, attention, MLPs, norms and embeddings, and how it packs q, k and v.
+
+    `mlp_norm` stands in front of the MLP; `attention_post_norm` and `mlp_post_norm` behind attention and MLP, where a block has such.
+    """
 
     blocks: str
     attention: str
     output: str
-    qkv: Callable[[Any, Shape], Projections]
+    qkv: Callable[[Any, Shape, Take], Projections]
     input_norm: str = "input_layernorm"
     final_norm: str = "model.norm"
     embedding: str = "model.embed_tokens"
     gain_offset: float = 0.0  # Gemma stores its RMSNorm gain minus one
     centred: bool = False  # LayerNorm subtracts the mean, RMSNorm does not
+    mlp_norm: str = "post_attention_layernorm"
+    attention_post_norm: str | None = None
+    mlp_post_norm: str | None = None
 
 
-def _separate(attention: Any, shape: Shape) -> Projections:
-    return attention.q_proj.weight.T, attention.k_proj.weight.T, attention.v_proj.weight.T
+def _separate(attention: Any, shape: Shape, take: Take) -> Projections:
+    return take(attention.q_proj), take(attention.k_proj), take(attention.v_proj)
 
 
-def _concatenated(attention: Any, shape: Shape) -> Projections:
+def _concatenated(attention: Any, shape: Shape, take: Take) -> Projections:
     sizes = [shape.n_heads * shape.d_head, *[shape.n_kv_heads * shape.d_head] * 2]
-    q, k, v = attention.qkv_proj.weight.T.split(sizes, dim=1)
+    q, k, v = take(attention.qkv_proj).split(sizes, dim=1)
     return q, k, v
 
 
-def _conv1d(attention: Any, shape: Shape) -> Projections:
-    q, k, v = attention.c_attn.weight.split(shape.d_model, dim=1)
+def _conv1d(attention: Any, shape: Shape, take: Take) -> Projections:
+    q, k, v = take(attention.c_attn).split(shape.d_model, dim=1)
     return q, k, v
 
 
-def _interleaved(attention: Any, shape: Shape) -> Projections:
-    packed = rearrange(attention.query_key_value.weight, "(h three e) d -> three d (h e)", h=shape.n_heads, three=3)
+def _interleaved(attention: Any, shape: Shape, take: Take) -> Projections:
+    packed = rearrange(take(attention.query_key_value), "d (h three e) -> three d (h e)", h=shape.n_heads, three=3)
     return packed[0], packed[1], packed[2]
 
 
+def _weight(module: Any) -> Tensor:
+    return module.weight.T if isinstance(module, nn.Linear) else module.weight
+
+
+def _bias(module: Any) -> Tensor:
+    return _weight(module).new_zeros(1, _weight(module).shape[1]) if module.bias is None else module.bias[None]
+
+
 _LLAMA = Family("model.layers", "self_attn", "o_proj", _separate)
-_GEMMA = Family("model.layers", "self_attn", "o_proj", _separate, gain_offset=1.0)
+_GEMMA = Family(
+    "model.layers",
+    "self_attn",
+    "o_proj",
+    _separate,
+    gain_offset=1.0,
+    mlp_norm="pre_feedforward_layernorm",
+    attention_post_norm="post_attention_layernorm",
+    mlp_post_norm="post_feedforward_layernorm",
+)
 
 FAMILIES: dict[str, Family] = {
-    "gpt2": Family("transformer.h", "attn", "c_proj", _conv1d, "ln_1", "transformer.ln_f", "transformer.wte", centred=True),
+    "gpt2": Family("transformer.h", "attn", "c_proj", _conv1d, "ln_1", "transformer.ln_f", "transformer.wte", centred=True, mlp_norm="ln_2"),
     "gpt_neox": Family(
         "gpt_neox.layers", "attention", "dense", _interleaved, final_norm="gpt_neox.final_layer_norm", embedding="gpt_neox.embed_in", centred=True
     ),
@@ -100,8 +126,11 @@ class HeadWeights:
         """W_O of a head: z @ W_O is what the head adds to the residual stream (before a block's own post-norm, where it has one)."""
         self._shape.check(head)
         module = self.outputs[head.layer]
-        weight = module.weight.T if isinstance(module, nn.Linear) else module.weight
-        return rearrange(weight, "(h e) d -> h e d", h=self._shape.n_heads)[head.index].float()
+        return rearrange(_weight(module), "(h e) d -> h e d", h=self._shape.n_heads)[head.index].float()
+
+    def v_bias(self, head: Head) -> Float[Tensor, " E"]:
+        """The bias of a head's values; zeros where it has none."""
+        return self._projection(head, 2, self._shape.kv_head(head), _bias)[0]
 
     def output_bias(self, layer: int) -> Float[Tensor, " D"]:
         """The bias of the attention block's output; it belongs to no head."""
@@ -123,28 +152,65 @@ class HeadWeights:
 
     def final_norm(self) -> Float[Tensor, "D D"]:
         """The linear part of the norm in front of the unembedding."""
-        return self._norm(self._hf.get_submodule(self._family.final_norm))
+        return self._norm(self.final_norm_module)
+
+    def attention_post_norm(self, layer: int) -> Float[Tensor, "D D"] | None:
+        """The linear part of the norm behind a layer's attention; None where the block has none."""
+        name = self._family.attention_post_norm
+        return None if name is None else self._norm(self._blocks[layer].get_submodule(name))
+
+    def embedded(self, ids_T: Int[Tensor, " T"]) -> Float[Tensor, "T D"]:
+        """What enters the first block for these tokens: rows of W_E, scaled where the model scales them, position embeddings left out."""
+        module = self._hf.get_submodule(self._family.embedding)
+        return module.weight[ids_T.to(module.weight.device)].float() * float(getattr(module, "embed_scale", 1.0))
+
+    def mlp0(self, x_TD: Float[Tensor, "T D"], norm: bool = True) -> Float[Tensor, "T D"]:
+        """What the MLP of the first block adds to the residual stream for vectors in front of it, in float32; gates, biases and a post-norm included.
+
+        With `norm` its own norm comes first, as in the model; without it the MLP gets the vectors as they are. Exact on embeddings
+        where attention and MLP are parallel (GPT-NeoX), an approximation that leaves out the first block's attention elsewhere.
+        """
+        block, family = self._blocks[0], self._family
+        for name in (family.mlp_norm if norm else None, "mlp", family.mlp_post_norm):
+            x_TD = x_TD if name is None else in_float32(block.get_submodule(name), x_TD)
+        return x_TD
+
+    def normed_input(self, layer: int, x_TD: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
+        """Residual vectors as a layer's attention reads them: behind its whole norm, in float32."""
+        return in_float32(self._blocks[layer].get_submodule(self._family.input_norm), x_TD)
+
+    @property
+    def final_norm_module(self) -> Any:
+        """The module of the norm in front of the unembedding."""
+        return self._hf.get_submodule(self._family.final_norm)
 
     def _norm(self, module: Any) -> Tensor:
         gain = torch.diag(module.weight.float() + self._family.gain_offset)
         return (torch.eye(len(gain), device=gain.device) - 1 / len(gain)) @ gain if self._family.centred else gain
 
-    def _projection(self, head: Head, which: int, index: int) -> Tensor:
+    def _projection(self, head: Head, which: int, index: int, take: Take = _weight) -> Tensor:
         self._shape.check(head)
-        packed = self._family.qkv(self.attentions[head.layer], self._shape)[which]
+        packed = self._family.qkv(self.attentions[head.layer], self._shape, take)[which]
         return rearrange(packed, "d (h e) -> h d e", e=self._shape.d_head)[index].float()
+
+
+def in_float32(module: Any, x_TD: Tensor) -> Tensor:
+    """A module's output with its parameters in float32, whatever the model's precision."""
+    return torch.func.functional_call(module, {name: weight.float() for name, weight in module.named_parameters()}, (x_TD,))
 
 
 @dataclass(frozen=True, eq=False)
 class Weights:
     """Evidence for probes that need no prompt: the OV weights of every layer, and the vocabulary seen through them.
 
-    With a `shuffle` seed, embeddings are dealt to the wrong tokens: the control.
+    With a `shuffle` seed, embeddings are dealt to the wrong tokens (or, in probes of named tokens, right answers to the wrong tokens): the control.
+    The `tokenizer` tells which token a word is; probes that ask about words need one.
     """
 
     heads: HeadWeights
     shape: Shape
     shuffle: int | None = None
+    tokenizer: Any = None
 
     @property
     def layers(self) -> Iterator[tuple[Float[Tensor, "H D E"], Float[Tensor, "H E D"]]]:

@@ -31,7 +31,7 @@ class Probe:
     `ideal(prompts, b)` is the ideal head's pattern [Q, K] on prompt b, or for weights an ideal pair. `recipes` holds the
     prompts by preset. `valid(capture)` tells which samples count; `drop_dead` drops those of them in which no head scores.
     The null is what the control recipe scores, or uniform attention where there is none, or `null_score`. `summary(score)` adds facts about
-    the whole model to the evidence.
+    the whole model to the evidence, and `told(weights)` facts about what a probe of weights has looked at.
     `skip` says how many rows at the start of a prompt do not count (for the standard error of sampled rows).
     `also` names the probes on which this probe's ideal head rightly scores at least a half.
     """
@@ -47,6 +47,7 @@ class Probe:
     drop_dead: bool = False
     null_score: float | None = None
     summary: Callable[[np.ndarray], Mapping[str, Any]] | None = None
+    told: Callable[[Any], Mapping[str, Any]] | None = None
     also: tuple[str, ...] = ()
     skip: int = 0
 

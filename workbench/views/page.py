@@ -59,7 +59,12 @@ def evidence_lines(evidence: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def evidence_text(facts: Mapping[str, Any]) -> str:
-    """One probe's evidence in words: how many tests were valid, and plainly whether that was too few; `ok` if all count."""
+    """One probe's evidence in words: how many tests were valid, and plainly whether that was too few; `ok` if all count. What restricted it comes behind."""
+    said, restricted = _counts(facts), facts.get("restricted")
+    return f"{said}; {restricted}" if restricted else said
+
+
+def _counts(facts: Mapping[str, Any]) -> str:
     status = str(facts.get("status", "ok"))
     if not {"tests", "valid", "dead", "counted"} <= set(facts) or (status == "ok" and facts["counted"] == facts["tests"]):
         return status
