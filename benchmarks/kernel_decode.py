@@ -1,6 +1,7 @@
 """Decoding: one step of a stack of layers, replayed as a CUDA graph, so that keys come from memory and launches cost nothing."""
 
 import argparse
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -19,7 +20,9 @@ KINDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTIO
 ROTATED = {"cuda": 3 * 2**26, "cpu": 2**16}
 """Bytes that a stack's fewest keys take at least: beyond what an H100's cache of 50 MB holds from one replay to the next."""
 
-MOST_LAYERS = 64
+FEWEST_LAYERS, MOST_LAYERS = 12, 64
+"""Few layers would bear the start of the graph."""
+
 STACK = (
     "A stack of layers, each with its own keys, replayed as one CUDA graph, all variants in turns. Microseconds per layer: medians; quartiles, rounds and "
     "the number of layers in the CSV."
@@ -42,7 +45,7 @@ def stack(shape: tuple[int, int, int], tokens: int, given: argparse.Namespace) -
         return torch.randn(1, *sizes, size, generator=noise, device=device(), dtype=torch.bfloat16)
 
     layers = []
-    for _ in range(max(2, min(MOST_LAYERS, -(-ROTATED[device()] // least)))):
+    for _ in range(max(FEWEST_LAYERS, min(MOST_LAYERS, -(-ROTATED[device()] // least)))):
         layer = {"q": random(heads), "k": random(kv_heads, tokens), "v": random(kv_heads, tokens)}
         token_C = ring_tokens(tokens, given)
         layers.append(layer | {f"ring_{name}": layer[name][:, :, token_C].contiguous() for name in "kv"})
@@ -109,6 +112,8 @@ def check(gates: Gates, layer: dict[str, Tensor], run: Callable[[dict[str, Tenso
 
 
 def sdpa_any(q_BHE: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if not q_BHE.shape[1]:
+        return q_BHE
     return scaled_dot_product_attention(q_BHE[:, :, None], k, v, enable_gqa=q_BHE.shape[1] != k.shape[1])[:, :, 0]
 
 
@@ -153,7 +158,11 @@ def report(given: argparse.Namespace) -> tuple[str, list[str], pd.DataFrame, pd.
     gates, rows, names = Gates(), [], {}
     bandwidth = copy_bandwidth()
     places = [(shape, tokens) for shape in given.shapes for tokens in given.lengths]
+    begin, left = time.perf_counter(), []
     for shape, tokens in places:
+        if time.perf_counter() - begin > given.stop_after:
+            left.append(f"{shape[0]}/{shape[1]} heads of {shape[2]} at {tokens}")
+            continue
         layers = stack(shape, tokens, given)
         calls = variants_of(tokens, shape[1], given)
         place = f"{shape[0]}/{shape[1]} heads of {shape[2]}, {tokens} tokens"
@@ -176,6 +185,7 @@ def report(given: argparse.Namespace) -> tuple[str, list[str], pd.DataFrame, pd.
         f"One query row, batch 1, bf16, {given.sinks} sinks and a window of {given.window}. {STACK}",
         f"Bandwidth counts the keys and values that the policy leaves; {copied}. {RATIO}",
         f"Checked before anything was timed; the worst errors: {gates}.",
+        *([f"Not begun for lack of time: {', '.join(left)}."] if left else []),
         "Kernels that ran: " + ". ".join(f"{name}: {kernels}" for name, kernels in names.items()) + ".",
     ]
     frame = pd.DataFrame(rows)

@@ -19,6 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("prefill", "decode"))
     parser.add_argument("--budget", type=float, default=100.0, help="seconds of timing, over all shapes and lengths")
+    parser.add_argument("--stop-after", type=float, default=1e9, help="seconds after which no other shape and length is begun; the report says so")
     parser.add_argument("--shapes", nargs="+", help="query heads, KV heads and head size, as 32,8,128")
     parser.add_argument("--lengths", type=int, nargs="+")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.25], help="of the KV heads that are full; rounded to whole heads")

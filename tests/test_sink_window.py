@@ -352,6 +352,8 @@ DENSE = {
     "square": {"rows": 30},
     "chunk": {"rows": 11},
     "one row": {"rows": 1},
+    "chunk behind a single key": {"rows": 29},
+    "two rows behind a single key": {"rows": 2, "start": [27, 27, 28]},
     "padding": {"rows": 30, "start": [0, 7, 7]},
     "padding, chunk": {"rows": 12, "start": [0, 25, 29]},
     "cap": {"rows": 30, "softcap": 3.0},

@@ -27,6 +27,9 @@ KEYS_PER_PART = 128
 RING_PART = 1024
 """The most keys of a ring that one program reads."""
 
+MOST_JOINED = 256
+"""Parts that are joined at once: each loop more is a wait for memory."""
+
 TILES = {64: Tile(16, 128, 4, 3), 128: Tile(16, 64, 4, 3), 256: Tile(16, 32, 4, 3)}
 """By the largest head size; the keys of the stages under way should be 64 KiB or more on each multiprocessor."""
 
@@ -95,8 +98,8 @@ def _run(step: DecodeStep, z_BHE: Tensor, lse_BH: Tensor) -> None:
     first_pass, second_pass = _KERNELS
     first_pass[(work.bits.shape[0],)](*tensors, *sizes, *scales, *strides, **switches, **more, **tile.launch())
     block = min(width, 32)
-    joining = {"BP": 32, "BD": block, **switches, **Tile(0, 0, 4, 2).launch()}
     for first_item, first_head, count, parts in ((0, 0, full, work.parts), (batch * full * work.parts, full, streaming, work.ring_parts)):
         if count and parts > 1:
             places = work.out, work.bits, z_BHE, lse_BH, first_item, first_head, count, full + streaming, parts
-            second_pass[(batch * count * group, width // block)](*places, **joining)
+            at_once = min(MOST_JOINED, 1 << (parts - 1).bit_length())
+            second_pass[(batch * count * group, width // block)](*places, **switches, BP=at_once, BD=block, **Tile(0, 0, 4, 2).launch())

@@ -1,8 +1,8 @@
 """What does PyTorch's FlexAttention make of sinks and windows? Its block mask is derived from sinks, window and the number of full heads.
 
 `create_block_mask` looks at every pair of a row and a key, head by head. Here the blocks that streaming heads visit come from arithmetic: those of the
-sinks and of a window, O(rows / 128 · (sinks + window) / 128) numbers for all streaming heads. Full heads share one list of blocks with them, from the
-diagonal down to the first key, of which streaming heads take the beginning.
+sinks and of a window, O(rows / 128 · (sinks + window) / 128) numbers for all streaming heads. Full heads beside them in the same call take
+(rows / 128) · (keys / 128) numbers for every head: 134 MB for 32 heads and 128k tokens.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch._dynamo import config as dynamo
+from torch._dynamo.exc import TorchDynamoException
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from workbench.errors import InputError
@@ -27,16 +28,21 @@ def attend(problem: SinkWindow, out: Float[Tensor, "B H Q E"] | None = None, ful
     """Outputs in the queries' dtype and log-sum-exp in nats; 0 and −inf for rows of padding. The first `full` KV heads see all keys up to a row's own.
 
     Compiled on CUDA, once for each shape, sinks, window and position of the first row; by definition, in O(Q · K) memory, elsewhere.
+    Raises `InputError` for what FlexAttention does not compile.
     """
     return run(problem, block_mask(problem, full), out)
 
 
 def run(problem: SinkWindow, mask: BlockMask, out: Float[Tensor, "B H Q E"] | None = None) -> tuple[Float[Tensor, "B H Q E"], Float[Tensor, "B H Q"]]:
     """The same with a mask that was made before."""
-    how: dict[str, Any] = {"score_mod": _capped(problem.softcap), "scale": problem.scaling, "enable_gqa": problem.group > 1}
+    how: dict[str, Any] = {"kernel_options": {"FORCE_USE_FLEX_ATTENTION": True}}  # few rows would go to a kernel that does not take all of these masks
+    how |= {"score_mod": _capped(problem.softcap), "scale": problem.scaling, "enable_gqa": problem.group > 1}
     tensors = problem.q_BHQE, problem.k_BGKE, problem.v_BGKE
     with dynamo.patch(recompile_limit=SHAPES, fail_on_recompile_limit_hit=True):  # else the next shape would run uncompiled, in O(Q · K) memory
-        z, aux = (_compiled() if problem.q_BHQE.is_cuda else flex_attention)(*tensors, block_mask=mask, return_aux=AuxRequest(lse=True), **how)
+        try:
+            z, aux = (_compiled() if problem.q_BHQE.is_cuda else flex_attention)(*tensors, block_mask=mask, return_aux=AuxRequest(lse=True), **how)
+        except TorchDynamoException as error:
+            raise InputError(f"PyTorch {torch.__version__} does not compile FlexAttention for this: {error}; use torch or triton") from error
     return (z if out is None else out.copy_(z)), aux.lse
 
 
@@ -54,25 +60,27 @@ def block_mask(problem: SinkWindow, full: int = 0) -> BlockMask:
         raise InputError("full heads need all keys, and those given begin with a cache's sinks")
     _, heads, rows, _ = problem.q_BHQE.shape
     keys = problem.k_BGKE.shape[2]
-    last_UB, parts = _streaming(problem)
-    part_BUP, parts_BU, whole_BU = parts
-    counts = [parts_BU[:, None], whole_BU[:, None]]
-    lists = [part_BUP[:, None]]
+    (part_BUP, parts_BU), (from_BU, whole_BU) = _streaming(problem)
+    width = max(1, -(-keys // BLOCK) if full else min(-(-keys // BLOCK), _span(problem) // BLOCK + 1))
+    tables = [parts_BU, part_BUP, whole_BU, _ascending(from_BU, width)]
     if full:
-        cut = full * problem.group
-        full_BUP, full_parts_BU, full_whole_BU = _full(problem, part_BUP.shape[2])
-
-        def each(one: Tensor, other: Tensor) -> Tensor:
-            return torch.stack([one] * cut + [other] * (heads - cut), dim=1)
-
-        counts, lists = [each(full_parts_BU, parts_BU), each(full_whole_BU, whole_BU)], [each(full_BUP, part_BUP)]
-    width = max(1, -(-keys // BLOCK) if full else int(min(-(-keys // BLOCK), _span(problem) // BLOCK + 1)))
-    descending_BUN = (last_UB.T[..., None] - torch.arange(width, device=last_UB.device)).clamp(min=0)
-    lists.append(descending_BUN[:, None].expand(-1, counts[0].shape[1], -1, -1))
-    numbers = [tensor.int().contiguous() for tensor in (counts[0], lists[0], counts[1])]
+        (part_BUP, parts_BU), (from_BU, whole_BU) = _full(problem, part_BUP.shape[2])
+        of_full, cut = [parts_BU, part_BUP, whole_BU, _ascending(from_BU, width)], full * problem.group
+        tables = [torch.stack([one] * cut + [other] * (heads - cut), dim=1) for one, other in zip(of_full, tables, strict=True)]
+    else:
+        tables = [table[:, None] for table in tables]
     return BlockMask.from_kv_blocks(
-        *numbers, lists[1].int(), BLOCK_SIZE=BLOCK, mask_mod=_mask_mod(problem, full), seq_lengths=(rows, keys), compute_q_blocks=False
+        *(table.contiguous() for table in tables),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=_mask_mod(problem, full),
+        seq_lengths=(rows, keys),
+        compute_q_blocks=False,
     )
+
+
+def _ascending(from_BU: Tensor, width: int) -> Tensor:
+    """Blocks in a row, from the first on; as many as there is room for."""
+    return (from_BU[..., None] + torch.arange(width, device=from_BU.device)).clamp(min=0, max=2**24).int()
 
 
 def _span(problem: SinkWindow) -> int:
@@ -90,11 +98,15 @@ def _rows(problem: SinkWindow) -> tuple[Tensor, Tensor]:
 def _listed(candidate_BUC: Tensor, wanted_BUC: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """The wanted blocks in front, `width` of them, and how many there are."""
     order = wanted_BUC.int().argsort(dim=-1, descending=True, stable=True)
-    return candidate_BUC.masked_fill(~wanted_BUC, 0).gather(-1, order)[..., :width], wanted_BUC.sum(-1)
+    return candidate_BUC.masked_fill(~wanted_BUC, 0).gather(-1, order)[..., :width].int(), wanted_BUC.sum(-1).int()
 
 
-def _streaming(problem: SinkWindow) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """For blocks of rows: the last block that all rows see whole [U, B]; blocks that are masked [B, U, P], their number, the number of whole ones."""
+Listed = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""For blocks of rows: the blocks that are masked [B, U, P] and their number [B, U]; the first that all rows see whole, and the number of those."""
+
+
+def _streaming(problem: SinkWindow) -> Listed:
+    """What streaming heads visit."""
     top_U, bottom_U = _rows(problem)
     offset, keys, sinks = problem.recent_from - problem.recent_first, problem.k_BGKE.shape[2], problem.sinks
     start_B1, sink_at_B1 = problem.start_B[:, None].long(), problem.sink_at_B[:, None].long()
@@ -115,12 +127,11 @@ def _streaming(problem: SinkWindow) -> tuple[Tensor, tuple[Tensor, Tensor, Tenso
     wanted = torch.cat(
         [sink_BUC <= last_sink_BU[..., None], (near_BUC * BLOCK <= (bottom_U + offset)[:, None]) & (near_BUC * BLOCK < keys) & ~is_whole_BUC], -1
     )
-    part_BUP, parts_BU = _listed(torch.cat([sink_BUC, near_BUC], -1), wanted, wanted.shape[-1])
-    return last_U[:, None].expand(-1, len(start_B1)), (part_BUP, parts_BU, whole_BU)
+    return _listed(torch.cat([sink_BUC, near_BUC], -1), wanted, wanted.shape[-1]), (whole_from_BU, whole_BU.int())
 
 
-def _full(problem: SinkWindow, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The same for full heads: only the diagonal and the end of the padding are masked."""
+def _full(problem: SinkWindow, width: int) -> Listed:
+    """What full heads visit: only the diagonal and the end of the padding are masked."""
     top_U, bottom_U = _rows(problem)
     start_B1 = problem.start_B[:, None].long()
     last_U = (top_U + 1) // BLOCK - 1
@@ -133,7 +144,7 @@ def _full(problem: SinkWindow, width: int) -> tuple[Tensor, Tensor, Tensor]:
         [(edge_BU < from_B1) | (edge_BU > last_U), torch.ones_like(edge_BU, dtype=torch.bool), torch.ones_like(edge_BU, dtype=torch.bool)], -1
     )
     part_BUP, parts_BU = _listed(edges_BUC, wanted, 3)
-    return torch.nn.functional.pad(part_BUP, (0, width - 3)), parts_BU, whole_BU
+    return (torch.nn.functional.pad(part_BUP, (0, width - 3)), parts_BU), (from_B1.expand(-1, len(top_U)), whole_BU.int())
 
 
 def _capped(cap: float | None) -> Callable[..., Tensor] | None:

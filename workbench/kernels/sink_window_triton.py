@@ -17,8 +17,8 @@ from workbench.kernels.tuning import Tile, choose
 LOG2E = 1.4426950408889634
 
 TILES = {
-    64: (Tile(128, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 64, 4, 3), Tile(128, 128, 8, 2)),
-    128: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3), Tile(128, 64, 8, 2), Tile(128, 128, 8, 2)),
+    64: (Tile(64, 64, 4, 3), Tile(64, 32, 4, 3), Tile(128, 64, 8, 3, 128), Tile(128, 64, 4, 3)),
+    128: (Tile(64, 32, 4, 3), Tile(128, 32, 8, 3, 128), Tile(64, 64, 4, 3)),
     256: (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)),
 }
 """Tiles to choose among, by the largest head size that they serve; their rows are those of all query heads of a group."""
@@ -74,7 +74,7 @@ def _run(problem: SinkWindow, place_BHQE: Tensor, lse_BHQ: Tensor) -> None:
     name = ("sink_window", *(f"{key}={value}" for key, value in switches.items()), q.dtype, *(n.bit_length() for n in (batch * groups, rows, seen)))
     if (q.device, *name) not in _chosen:
         candidates = SINGLE_PRECISION if q.dtype == torch.float32 else next(tiles for limit, tiles in TILES.items() if size <= limit)
-        _chosen[q.device, *name] = choose(name, candidates, batch * groups * group * rows * seen, run)
+        _chosen[q.device, *name] = choose(name, candidates, batch * groups * group * rows * keys, run)
     run(_chosen[q.device, *name])
 
 

@@ -122,7 +122,7 @@ def join_kernel(
         part = n + tl.arange(0, BP)
         at = (first_item + owner * parts + part) * GROUP + line
         bits = tl.load(PartBits + at, mask=part < parts, other=-float("inf"))
-        z = tl.load(PartOut + at[:, None] * DP + d[None, :], mask=((part < parts) & (bits > NEVER))[:, None] & (d < D)[None, :], other=0.0)
+        z = tl.load(PartOut + at[:, None] * DP + d[None, :], mask=(part < parts)[:, None] & (d < D)[None, :], other=0.0)
         m_new = tl.maximum(m, bits)
         alpha = tl.exp2(m - m_new)
         share = tl.exp2(bits - m_new)

@@ -3,7 +3,7 @@
 1. A program takes some consecutive rows of all query heads of one KV head, so that a key is loaded once for the group and few keys beside a
    row's window are visited. Any group fits: rows of the tile that are left over are not used.
 2. One loop runs over the tiles of the sinks and then over those of the window, which begin at the first key that any row sees.
-   So short a loop is not worth splitting into parts with and without a mask: the mask is one unsigned comparison.
+   So short a loop is not worth splitting into parts; tiles that all rows see whole pass over the mask, which is one unsigned comparison.
 3. A key's position less a row's is compared with the row's width, which is endless for sinks; a key that nobody may see has a position behind all rows.
 """
 
@@ -43,9 +43,11 @@ def sink_window_kernel(
     i = first + row
     if CHUNK:
         low = first - window + 1
+        whole_from = low
         width = i - low + 1
     else:
         low = top - window + 1
+        whole_from = bottom - window + 1
         width = tl.zeros([BM], tl.int32) + window
     seen_sinks = tl.minimum(tl.minimum(sinks, bottom - start + 1), n_keys - sink_at)
     sink_tiles = (tl.maximum(seen_sinks, 0) + BN - 1) // BN
@@ -65,14 +67,16 @@ def sink_window_kernel(
         number = tl.where(among, tile, tile - sink_tiles) * BN
         position = tl.where(among, start, low) + number
         index = tl.where(among, sink_at + number, low - recent_first + recent_from + number)
-        there = number + col < tl.where(among, seen_sinks, bottom - low + 1)
+        length = tl.where(among, seen_sinks, bottom - low + 1)
+        there = number + col < length
         k_at = K + tl.cast(index, tl.int64) * stride_kn + (d[:, None] + col[None, :] * stride_kn)
         v_at = V + tl.cast(index, tl.int64) * stride_vn + (col[:, None] * stride_vn + d[None, :])
         k = tl.load(k_at, mask=there[None, :] if D == DP else there[None, :] & (d < D)[:, None], other=0.0)
         s = capped(tl.dot(q, k, input_precision=PRECISION), inner, softcap, SOFTCAP)
-        j = tl.where(there, position + col, BEHIND)
-        distance = (i[:, None] - j[None, :]).to(tl.uint32, bitcast=True)
-        s = tl.where(distance < tl.where(among, BEHIND, width).to(tl.uint32, bitcast=True)[:, None], s, NEVER)
+        if (position + BN - 1 > top) | (number + BN > length) | (not among and position < whole_from):
+            j = tl.where(there, position + col, BEHIND)
+            distance = (i[:, None] - j[None, :]).to(tl.uint32, bitcast=True)
+            s = tl.where(distance < tl.where(among, BEHIND, width).to(tl.uint32, bitcast=True)[:, None], s, NEVER)
         m_new = tl.maximum(m, tl.max(s, 1))
         p = tl.exp2(s * c - (m_new * c)[:, None])
         alpha = tl.exp2((m - m_new) * c)
