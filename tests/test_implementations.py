@@ -270,6 +270,13 @@ def test_values_are_waited_for(monkeypatch, device, waited):
     assert seen == waited
 
 
+@pytest.mark.parametrize("reads", [[NextToken("some"), Received(rows="some"), Received("max", "some"), Entropy("some")], [Received(rows="some")]])
+@pytest.mark.parametrize("chunk", [1, 9])
+def test_of_rows_in_one_chunk_the_others_know_nothing(chunk, reads):
+    prompts = random_prompts(rows={"some": np.array([[9], [9]])})  # the first of its chunk
+    assert_same(*(capture(tiny("mistral"), prompts, reads, implementation=name, chunk=size) for name, size in (("torch", chunk), ("reference", None))), reads)
+
+
 def test_maps_of_triton_in_chunks_begin_at_whole_tiles():
     model, prompts = model_for("triton", "llama"), prompts_of()
     assert_same(*(capture(model, prompts, [BlockMap(16)], implementation="triton", chunk=chunk) for chunk in (16, None)), [BlockMap(16)])
