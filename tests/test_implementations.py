@@ -27,7 +27,9 @@ from workbench.reads import (
     BlockMap,
     Distances,
     Entropy,
+    FirstKeyCosine,
     HeadOutput,
+    KeyNorm,
     LogSumExp,
     Mass,
     NextToken,
@@ -37,6 +39,7 @@ from workbench.reads import (
     Received,
     TopMass,
     ValueNorm,
+    Written,
 )
 from workbench.relations import RELATIONS
 from workbench.tiny import ARCHITECTURES, random_model
@@ -48,11 +51,12 @@ ALL = [
     *(Mass(last=3, rows="some"), Mass(first=LENGTH + 1), Distances(), Distances("some"), TopMass("needle"), TopMass("needle", "some")),
     *(Entropy(), Entropy("some", relative=True), Peak(), Peak("some"), LogSumExp(), LogSumExp("some")),
     *(Received(), Received("sum", "some"), Received("max"), BlockMap(16), BlockMap(32, "sum"), Pattern(), Pattern("some"), HeadOutput(), HeadOutput("some")),
-    *(QueryKey(), QueryKey("some"), ValueNorm(), NextToken(), NextToken("some")),
+    *(QueryKey(), QueryKey("some"), ValueNorm(), KeyNorm(), FirstKeyCosine(), FirstKeyCosine("some"), Written(), NextToken(), NextToken("some")),
 ]
 FEW = [
     *(Mass(last=7, first=2, span="needle", at="induction", rows="some"), Distances("some"), TopMass("needle", "some"), Entropy(), Peak(), LogSumExp()),
-    *(Received(), Received("max"), BlockMap(32), Pattern("some"), HeadOutput(), QueryKey("some"), ValueNorm(), NextToken()),
+    *(Received(), Received("max"), BlockMap(32), Pattern("some"), HeadOutput(), QueryKey("some"), ValueNorm(), KeyNorm()),
+    *(FirstKeyCosine(), Written(), NextToken()),
 ]
 """As few as there are kinds, for Triton's interpreter, which is slow."""
 WAYS = {"torch": {"implementation": "torch"}, "chunked": {"implementation": "torch", "chunk": 19}, "triton": {"implementation": "triton"}}

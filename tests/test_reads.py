@@ -15,7 +15,25 @@ from workbench.given import from_patterns
 from workbench.heads import ModelCard, Shape
 from workbench.layer_view import LayerView
 from workbench.prompts import Prompts
-from workbench.reads import READS, BlockMap, Distances, Entropy, HeadOutput, LogSumExp, Mass, NextToken, Pattern, Peak, QueryKey, Received, TopMass, ValueNorm
+from workbench.reads import (
+    READS,
+    BlockMap,
+    Distances,
+    Entropy,
+    FirstKeyCosine,
+    HeadOutput,
+    KeyNorm,
+    LogSumExp,
+    Mass,
+    NextToken,
+    Pattern,
+    Peak,
+    QueryKey,
+    Received,
+    TopMass,
+    ValueNorm,
+    Written,
+)
 from workbench.relations import RELATIONS
 from workbench.rows import Rows
 
@@ -240,8 +258,9 @@ def test_reads_are_hashable_comparable_and_frozen():
 
 
 def test_the_reads_that_give_one_number_per_row_say_so():
-    assert {read for read in READS if read.per_row} == {Mass, TopMass, Entropy, Peak, LogSumExp}
-    assert set(READS) == {Mass, Distances, TopMass, Entropy, Peak, LogSumExp, Received, BlockMap, Pattern, HeadOutput, QueryKey, ValueNorm, NextToken}
+    assert {read for read in READS if read.per_row} == {Mass, TopMass, Entropy, Peak, LogSumExp, FirstKeyCosine}
+    of_keys, of_vectors = {Received, BlockMap, ValueNorm, KeyNorm}, {Pattern, HeadOutput, QueryKey, Written}
+    assert set(READS) == {Mass, Distances, TopMass, Entropy, Peak, LogSumExp, FirstKeyCosine, NextToken} | of_keys | of_vectors
     assert BlockMap.rows is ValueNorm.rows is None
 
 

@@ -1,6 +1,7 @@
 """How does a prompt go through the model? In one pass or in chunks; each layer's values are joined as they arrive."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,23 @@ from workbench.errors import InputError
 from workbench.implementations import each
 from workbench.models import HFModel
 from workbench.prompts import Prompts
-from workbench.reads import BlockMap, LayerRead, Mass, NextToken, NextTokenValue, Pattern, QueryKey, QueryKeyValue, Read, Received, ValueNorm
+from workbench.reads import (
+    BLOCK_READS,
+    BlockMap,
+    LayerRead,
+    Mass,
+    NextToken,
+    NextTokenValue,
+    Pattern,
+    QueryKey,
+    QueryKeyValue,
+    Read,
+    Received,
+    ValueNorm,
+    Written,
+)
 from workbench.rows import Rows
+from workbench.streams import Watch, WritingTap
 
 LARGEST_PATTERN = 4 * 2**30
 """Bytes that `Pattern()` of all rows may take before it is refused."""
@@ -37,7 +53,9 @@ def run(
 
     The `memory` holds afterwards what the edits have found.
     """
-    layer_reads = [read for read in reads if not isinstance(read, NextToken)]
+    layer_reads: list[Any] = [read for read in reads if not isinstance(read, (NextToken, *BLOCK_READS))]
+    watch = Watch(model, prompts, reads, layers)
+    make_tap = partial(WritingTap, model=model) if Written() in layer_reads else Tap
     nexts = [read for read in reads if isinstance(read, NextToken)]
     kept = sorted({int(row) for read in nexts for row in prompts.row_positions(read.rows).flat}) or [prompts.length - 1]
     ids_BT = torch.tensor(prompts.ids_BT, device=model.device)
@@ -47,9 +65,9 @@ def run(
     logits: list[Tensor] = []
     for begin in range(0, prompts.length, chunk or prompts.length):
         end = min(begin + (chunk or prompts.length), prompts.length)
-        tap = Tap(prompts, layer_reads, edits, implementation, begin, layers, memory=memory)
+        tap = make_tap(prompts, layer_reads, edits, implementation, begin, layers, memory=memory)
         keep = torch.tensor([row - begin for row in kept if begin <= row < end] or [0], device=model.device)
-        with tapped(model, tap) as hf:
+        with tapped(model, tap) as hf, watch.over(begin):
             result = hf(
                 ids_BT[:, begin:end],
                 logits_to_keep=keep,
@@ -60,7 +78,7 @@ def run(
             )
         chunks.append((tap, result.attentions))
         logits += [result.logits] if any(begin <= row < end for row in kept) else []
-    values = joined(model, prompts, layer_reads, chunks)
+    values = joined(model, prompts, layer_reads, chunks) | watch.values()
     return values | {read: _next_token(torch.cat(logits, dim=1), kept, prompts.row_positions(read.rows), ids_BT) for read in nexts}
 
 

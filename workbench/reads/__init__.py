@@ -6,22 +6,48 @@ together. `captures` joins the layers, which puts L behind B in the shapes given
 means all. Prompts may go through the model in chunks: rows are then put side by side, unless the read says otherwise (`joined`, `finished`).
 """
 
-from workbench.reads.keys import BlockMap, Received, ValueNorm
+from workbench.reads.keys import BlockMap, KeyNorm, Received, ValueNorm
 from workbench.reads.masses import Distances, Mass, TopMass
 from workbench.reads.predictions import NextToken, NextTokenValue
 from workbench.reads.raw import HeadOutput, Pattern, QueryKey, QueryKeyValue
-from workbench.reads.rows import Entropy, LogSumExp, Peak, PeakValue
+from workbench.reads.rows import Entropy, FirstKeyCosine, LogSumExp, Peak, PeakValue
+from workbench.reads.stream import Activations, ActivationsValue, BlockOutput, Written, WrittenValue
 
-LayerRead = Mass | Distances | TopMass | Entropy | Peak | LogSumExp | Received | BlockMap | Pattern | HeadOutput | QueryKey | ValueNorm
-Read = LayerRead | NextToken
+LayerRead = (
+    Mass
+    | Distances
+    | TopMass
+    | Entropy
+    | Peak
+    | LogSumExp
+    | FirstKeyCosine
+    | Received
+    | BlockMap
+    | Pattern
+    | HeadOutput
+    | QueryKey
+    | ValueNorm
+    | KeyNorm
+    | Written
+)
+BlockRead = Activations | BlockOutput
+Read = LayerRead | BlockRead | NextToken
+BLOCK_READS: tuple[type, ...] = BlockRead.__args__
 READS: tuple[type, ...] = (*LayerRead.__args__, NextToken)
 
 __all__ = [
+    "BLOCK_READS",
     "READS",
+    "Activations",
+    "ActivationsValue",
     "BlockMap",
+    "BlockOutput",
+    "BlockRead",
     "Distances",
     "Entropy",
+    "FirstKeyCosine",
     "HeadOutput",
+    "KeyNorm",
     "LayerRead",
     "LogSumExp",
     "Mass",
@@ -36,4 +62,6 @@ __all__ = [
     "Received",
     "TopMass",
     "ValueNorm",
+    "Written",
+    "WrittenValue",
 ]

@@ -146,3 +146,16 @@ class ValueNorm:
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
         """The last chunk sees all values."""
         return parts[-1]
+
+
+@dataclass(frozen=True)
+class KeyNorm(ValueNorm):
+    """The length ‖k‖ of each key vector, after position rotation and norms, as it is multiplied; per KV head: [B, L, G, K]."""
+
+    def reference(self, view: LayerView) -> Float[Tensor, "B G K"]:
+        """Euclidean norm in float32."""
+        return view.have("k_BGKE", "keys").float().norm(dim=-1)
+
+    def streamed(self, seen: Seen) -> Float[Tensor, "B G K"]:
+        """Euclidean norm in float32."""
+        return seen.attention.k_BGKE.float().norm(dim=-1)

@@ -97,3 +97,32 @@ class LogSumExp:
     def streamed(self, seen: Seen) -> Float[Tensor, "B H R"]:
         """As it was computed."""
         return seen.statistics.lse_BHR
+
+
+@dataclass(frozen=True)
+class FirstKeyCosine:
+    """cos(q_t, k₁): between each row's query and the first key behind the padding, as they are multiplied; −1 to 1: [B, L, H, R].
+
+    Where keys of the first token are short and this is large, its score is nearly the same for all rows: a bias (Gu et al. 2024, 2410.10781).
+    """
+
+    rows: str | None = None
+    per_row: ClassVar[bool] = True
+
+    def reference(self, view: LayerView) -> Float[Tensor, "B H R"]:
+        """In float32; 0 for a vector of length 0."""
+        return self._cosine(view.have("q_BHRE", "queries"), view.have("k_BGKE", "keys"), view.rows)
+
+    def wanted(self, rows: Rows) -> Wanted:
+        """Nothing: queries and keys are there."""
+        return Wanted()
+
+    def streamed(self, seen: Seen) -> Float[Tensor, "B H R"]:
+        """In float32; 0 for a vector of length 0."""
+        return self._cosine(seen.attention.q_BHRE, seen.attention.k_BGKE, seen.rows)
+
+    def _cosine(self, q_BHRE: Tensor, k_BGKE: Tensor, rows: Rows) -> Tensor:
+        first_B = rows.start_B.long().clamp(max=k_BGKE.shape[2] - 1)  # a chunk may be padding alone
+        place = first_B.view(-1, 1, 1, 1).expand(-1, k_BGKE.shape[1], 1, k_BGKE.shape[3])
+        k_BH1E = k_BGKE.gather(2, place).repeat_interleave(q_BHRE.shape[1] // k_BGKE.shape[1], dim=1)
+        return torch.nn.functional.cosine_similarity(q_BHRE.float(), k_BH1E.float(), dim=-1)
