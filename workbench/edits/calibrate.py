@@ -5,22 +5,17 @@ m_i = (1 − β) Σ_S A[i, s] and R_i = Σ_{j∉S} A[i, j]. The first real token
 attention lies on sinks has no recipient and stays as it is.
 """
 
-from dataclasses import dataclass, replace
-from types import ModuleType
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
-from torch.nn.functional import pad
+from jaxtyping import Int
 
+from workbench.edits._calibrating import Calibrating
 from workbench.edits._edit import BaseEdit, Scene, check_heads, heads_in, named, parsed
 from workbench.edits.sinks import SinkRule
 from workbench.errors import InputError, unknown
 from workbench.heads import Head, Shape
-from workbench.kernels.changed import Step, reduced, strips
-from workbench.kernels.inputs import Attention, Wanted
+from workbench.kernels.changed import Step
 from workbench.models import HFModel
 from workbench.prompts import Prompts
 
@@ -29,15 +24,6 @@ FIND = {
     "running": "every row by the rows up to its own: the same in one pass, in chunks and token by token",
 }
 """From which rows the sinks that hold for a row are found."""
-
-LEAST = 1e-12
-"""A row with less than this beside its sinks has no recipient."""
-
-THIN = {torch.float32: 0.01}
-"""Rows with less than this beside their sinks are computed from probabilities: a difference of outputs would lose its digits. Half precision: 0.25."""
-
-FEW = 8
-"""The short way is taken if a head has at most one sink in this many keys."""
 
 
 @dataclass(frozen=True)
@@ -103,150 +89,3 @@ class Calibrate(BaseEdit):
         """The step of one layer and pass."""
         mine = set(self.looking(scene.layer, scene.model.shape))
         return Calibrating(self, scene, [place for place, head in enumerate(scene.heads) if head in mine])
-
-
-class Calibrating(Step):
-    """`Calibrate` in one layer and pass. `state` has the sums that keys received from all rows before; `found` [B, H] counts the last row's sinks."""
-
-    def __init__(self, edit: Calibrate, scene: Scene, places: list[int]) -> None:
-        super().__init__(places)
-        self.edit, self.state, self.whole = edit, scene.state, scene.attention
-        self.heads = [scene.heads[place] for place in places]
-        first, last = self.whole.span
-        self.until = 0 if edit.find == "running" else scene.prompts.decode_from  # rows before it share their sinks
-        self.first, self.keys, rows = first, self.whole.keys, last + 1 - first
-        self.before: Tensor | None = self.state.get("received")
-        self.sink_BHK: Tensor | None = None
-        self.running_BHK: Tensor | None = None
-        self.total_BHK: Tensor | None = None
-        self.found: Tensor | None = None
-        if edit.tokens is not None:
-            self._tokens(scene)
-            return
-        self.sum_rows = min(max(self.until - first, 0), rows)
-        self.local = self.sum_rows == rows
-        if self.sum_rows and (first > 0 or last + 1 < min(self.until, scene.prompts.length)):
-            raise InputError("sinks of a prompt are found from all of its rows, and this pass has a part of them; calibrate with find='running'")
-        if first > 0 and self.before is None:
-            raise RuntimeError("the sums of the rows before are missing: passes over one prompt share a memory")
-
-    def _tokens(self, scene: Scene) -> None:
-        ids_BK = torch.from_numpy(scene.prompts.ids_BT[:, : self.keys].copy()).to(self.whole.pos_BR.device)
-        behind_BK = torch.arange(self.keys, device=ids_BK.device) > self.whole.start_B[:, None]
-        chosen_BK = torch.isin(ids_BK, torch.tensor(self.edit.tokens, dtype=torch.int64, device=ids_BK.device)) & behind_BK
-        self._settle(chosen_BK[:, None].expand(-1, len(self.places), -1))
-
-    def _settle(self, sink_BHK: Tensor) -> None:
-        self.sink_BHK, self.found = sink_BHK, sink_BHK.sum(-1)
-
-    def _find(self, sum_BHRK: Tensor, stop_R: Tensor) -> Bool[Tensor, "B H R K"]:
-        """The sinks by the rows up to `stop_R`; never the first real token."""
-        assert self.edit.rule is not None
-        start_B = self.whole.start_B
-        tokens_BR = (stop_R[None] - start_B[:, None]).clamp(min=0)
-        sink_BHRK = self.edit.rule.find(sum_BHRK, tokens_BR, start_B, self.whole.window)
-        first_BK = torch.arange(sum_BHRK.shape[-1], device=start_B.device) == start_B[:, None]
-        return sink_BHRK & ~first_BK[:, None, None]
-
-    def fit(self, sum_BHK: Tensor) -> None:
-        """Find the sinks that the rows of the prompt share."""
-        stop_R = torch.tensor([self.first + self.sum_rows], device=sum_BHK.device)
-        self.total_BHK = sum_BHK
-        self._settle(self._find(sum_BHK[:, :, None], stop_R)[:, :, 0])
-
-    def begin(self) -> None:
-        """Start from what keys received from the rows before: those of former passes, or the prompt's."""
-        if self.local:
-            return
-        before = self.total_BHK if self.sum_rows else self.before
-        batch, count = self.whole.q_BHRE.shape[0], len(self.places)
-        fresh = torch.zeros(batch, count, self.keys, device=self.whole.q_BHRE.device) if before is None else before
-        self.running_BHK = pad(fresh, (0, self.keys - fresh.shape[-1])).clone()
-
-    def on_pattern(self, p_BHRK: Tensor, pos_BR: Tensor) -> Tensor:
-        """The probabilities of some rows, calibrated."""
-        width = p_BHRK.shape[-1]
-        all_heads = len(self.places) == p_BHRK.shape[1]
-        mine_BHRK = p_BHRK if all_heads else p_BHRK[:, self.places]
-        shared = p_BHRK.shape[2] if self.local else int((pos_BR[0] < self.until).sum())
-        parts = []
-        if shared:
-            assert self.sink_BHK is not None
-            parts.append(calibrated(mine_BHRK[:, :, :shared], self.sink_BHK[:, :, None, :width], self.edit.beta))
-        if shared < p_BHRK.shape[2]:
-            parts.append(self._by_running(mine_BHRK[:, :, shared:], pos_BR[0, shared:]))
-        after_BHRK = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-        if all_heads:
-            return after_BHRK
-        p_BHRK[:, self.places] = after_BHRK
-        return p_BHRK
-
-    def _by_running(self, p_BHRK: Tensor, pos_R: Tensor) -> Tensor:
-        """Rows that find their own sinks, from all rows up to theirs."""
-        assert self.running_BHK is not None
-        so_far_BHK = self.running_BHK[..., : p_BHRK.shape[-1]]
-        sum_BHRK = p_BHRK.cumsum(2).add_(so_far_BHK[:, :, None])
-        so_far_BHK.copy_(sum_BHRK[:, :, -1])
-        sink_BHRK = self._find(sum_BHRK, pos_R.long() + 1)
-        self.found = sink_BHRK[:, :, -1].sum(-1)
-        return calibrated(p_BHRK, sink_BHRK, self.edit.beta)
-
-    def commit(self) -> None:
-        """Keep the sums for the passes to come, and the count for whoever asks."""
-        self.state["found"] = None if self.found is None else (self.heads, self.found)
-        if self.edit.tokens is None:
-            self.state["received"] = self.total_BHK if self.local else self.running_BHK
-
-    def outputs(self, attention: Attention, module: ModuleType) -> Tensor | None:
-        """By correction: outputs and log-sum-exp of plain attention, what keys receive, and the probabilities of the few sinks; no pattern."""
-        if not self.local or attention.q_BHRE.shape[2] < 2:
-            return None
-        seen = module.statistics(attention, Wanted(output=True, lse=True, received=frozenset({"sum"} if self.sum_rows else ())))
-        if self.sum_rows:
-            self.fit(seen.received["sum"])
-        assert self.sink_BHK is not None
-        most = int(self.sink_BHK.sum(-1).max())
-        if most == 0:
-            return seen.z_BHRE
-        return corrected(self, attention, seen.z_BHRE, seen.lse_BHR, most) if most * FEW <= attention.keys else None
-
-
-def calibrated(p_BHRK: Float[Tensor, "B H R K"], sink: Bool[Tensor, "B H _ K"], beta: float) -> Float[Tensor, "B H R K"]:
-    """Rows of probabilities with the sinks scaled by `beta`, and what they lose given to the other keys in proportion; the definition."""
-    on_BHRK = p_BHRK * sink
-    mass_BHR1 = on_BHRK.sum(-1, keepdim=True)
-    rest_BHR1 = (p_BHRK - on_BHRK).sum(-1, keepdim=True)
-    full_BHR1 = rest_BHR1 <= LEAST
-    more_BHR1 = (1 + (1 - beta) * mass_BHR1 / rest_BHR1).masked_fill(full_BHR1, 1)
-    less_BHR1 = torch.full_like(more_BHR1, beta).masked_fill_(full_BHR1, 1)
-    return p_BHRK * torch.where(sink, less_BHR1, more_BHR1)
-
-
-def corrected(step: Calibrating, attention: Attention, z: Any, lse_BHR: Tensor, most: int) -> Float[Tensor, "B H R E"]:
-    """z' = (z − z_S) (1 + m / R) + β z_S, where z_S is what the sinks, at most `most` in a head, write; rows with little beside them from probabilities."""
-    assert step.sink_BHK is not None
-    batch, heads, _, size = z.shape
-    index_BHS = step.sink_BHK.int().topk(most, dim=-1).indices.sort(-1).values
-    there_BHS = step.sink_BHK.gather(-1, index_BHS)
-    k_BHSE, v_BHSE = (
-        tensor.repeat_interleave(attention.group, dim=1).gather(2, index_BHS[..., None].expand(-1, -1, -1, size)).float()
-        for tensor in (attention.k_BGKE, attention.v_BGKE)
-    )
-    score = (attention.q_BHRE.float() @ k_BHSE.mT).mul_(attention.scaling)
-    if attention.softcap is not None:
-        score = score.div_(attention.softcap).tanh_().mul_(attention.softcap)
-    low, pos = (edge_BR[:, None, :, None] for edge_BR in (attention.low_BR, attention.pos_BR))
-    key = index_BHS[:, :, None]
-    hidden = ~there_BHS[:, :, None] | (key > pos) | (key < low)
-    p_BHRS = score.sub_(lse_BHR[..., None]).exp_().masked_fill_(hidden, 0)
-    mass_BHR1 = p_BHRS.sum(-1, keepdim=True)
-    rest_BHR1 = 1 - mass_BHR1
-    on_sinks = p_BHRS @ v_BHSE
-    more_BHR1 = 1 + (1 - step.edit.beta) * mass_BHR1 / rest_BHR1.clamp(min=LEAST)
-    changed = ((z.float() - on_sinks) * more_BHR1 + step.edit.beta * on_sinks).to(z.dtype)
-    thin_R = (rest_BHR1 < THIN.get(z.dtype, 0.25)).any(dim=(0, 1))[:, 0] if batch * heads else None
-    if thin_R is not None and thin_R.any():
-        row_R = thin_R.nonzero()[:, 0]
-        few = replace(attention, q_BHRE=attention.q_BHRE[:, :, row_R], pos_BR=attention.pos_BR[:, row_R], memo={})
-        changed[:, :, row_R] = reduced(few, strips(few, [step]), Wanted(output=True)).z_BHRE
-    return changed
