@@ -25,8 +25,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 M_MMAP_THRESHOLD = -3
 """glibc's name for the size above which a block is taken from the system by itself."""
 
-HYBRID = "workbench_hybrid"
-"""The attention implementation of a model that runs under a policy."""
+HYBRID = "workbench_hybrid"  # the attention implementation of a model that runs under a policy
 
 LEARNED_POSITIONS = ("gpt2",)
 DEVICES = ("auto", "cpu", "cuda", "mps")

@@ -1,0 +1,64 @@
+"""Does a head increment? The command that shows one head class by class."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.cli import show
+from workbench.cli.app import Device, Dtype, Json, ModelName, Revision, app
+from workbench.errors import InputError
+from workbench.sources import DEFAULT_MODEL
+
+
+@app.command()
+def successor(
+    *,
+    head: Annotated[str | None, typer.Option("--head", help="The head, such as L5H3; by default the strongest of all.")] = None,
+    words: Annotated[str | None, typer.Option("--class", help="Show token by token what the head writes most within a class, such as days.")] = None,
+    model: ModelName = DEFAULT_MODEL,
+    raw: Annotated[bool, typer.Option("--raw", help="Without any norm, as in a re-implementation, instead of with all of them.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Draw the matrix of the class as a page.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
+    """Show how far a head writes the successor of what it looks at, for each class of words, from weights alone, with the controls.
+
+    Example: `workbench successor --head L23H3 --class ordinals`
+    """
+    from workbench import models, views
+    from workbench.heads import Head
+    from workbench.successor import head_table, in_class, strongest
+    from workbench.token_circuits import RAW, Norms
+    from workbench.weights import Weights
+
+    if out is not None and words is None:
+        raise InputError("--out draws the matrix of a class; name it, such as --class days")
+    show.hush_libraries()
+    loaded = models.load(model, device=device, dtype=dtype, revision=revision, say=show.remark)
+    weights, norms = Weights(loaded.weights, loaded.shape, None, loaded.tokenizer), RAW if raw else Norms()
+    chosen = Head.parse(head) if head is not None else strongest(weights, norms)
+    table = head_table(weights, chosen, norms)
+    seen = None if words is None else in_class(weights, chosen, words, norms=norms)
+    title = f"{loaded.name} {chosen}: {words}, norms {norms.describe()}"
+    page = None if out is None or seen is None else views.save_html(views.class_figure(seen.logits_TC, seen.texts, title), out)
+    pairs = [] if seen is None else list(zip(seen.texts, seen.best, seen.right, strict=True))
+    if as_json:
+        rows = [{"token": token, "writes": best, "successor": right} for token, best, right in pairs]
+        facts = {"model": loaded.name, "head": str(chosen), "norms": norms.describe(), "classes": table.to_dict("records")}
+        return show.as_json({**facts, **({"class": words, "tokens": rows} if pairs else {}), **({"page": str(page)} if page is not None else {})})
+    numbers = tuple(name for name in table.columns if name not in ("class", "held_out"))
+    shown = show.table("class", *(name.replace("_", " ") for name in numbers), numbers=tuple(name.replace("_", " ") for name in numbers))
+    for row in table.to_dict("records"):
+        label = row["class"] + (" (held out)" if row["held_out"] else "")
+        shown.add_row(label, *(f"{row[name]:.2f}" if isinstance(row[name], float) else str(row[name]) for name in numbers))
+    show.result(f"{loaded.name} {chosen}, norms: {norms.describe()}", "", shown)
+    if pairs:
+        marks = {True: "successor", False: "", None: "has no successor"}
+        inside = show.table("looks at", "writes most", "")
+        for token, best, right in pairs:
+            inside.add_row(repr(token), repr(best), marks[right])
+        show.result("", inside)
+    return show.result(f"\nmatrix  {page}") if page is not None else None

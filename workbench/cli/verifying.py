@@ -1,0 +1,129 @@
+"""Is anything lost? The command that measures what a policy costs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from workbench.cli import show
+from workbench.cli.app import Device, Dtype, Haystack, Json, ModelName, Revision, app, numbers
+from workbench.cli.policy import By, Compensation, How, Labels, Semantics, Sinks, Window, given_sizes
+from workbench.errors import InputError
+from workbench.sources import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from workbench.verification import Setting, Verification
+
+
+@app.command()
+def verify(
+    labels: Labels,
+    *,
+    model: ModelName = DEFAULT_MODEL,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The table, .csv; the picture goes beside it as .html, the single tests as .tests.csv.")] = Path(
+        "verify.csv"
+    ),
+    by: By = None,
+    budgets: Annotated[str | None, typer.Option("--kv-budgets", help="Shares of full KV heads, such as 0.25,0.5.")] = None,
+    sinks: Sinks = None,
+    window: Window = None,
+    semantics: Semantics = None,
+    compensation: Compensation = None,
+    lengths: Annotated[str | None, typer.Option(help="Lengths of needle tests in tokens; 600,1200,2400 by default.")] = None,
+    depths: Annotated[str | None, typer.Option(help="Depths of the needle, 0 (start) to 1 (end).")] = None,
+    per_cell: Annotated[int, typer.Option("--per-cell", help="Needles for each length and depth.")] = 3,
+    seeds: Annotated[int, typer.Option(help="How many random choices of heads to measure at each budget.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the needle tests.")] = 1,
+    text_tokens: Annotated[int, typer.Option("--text-tokens", help="Tokens of text for perplexity and agreement.")] = 2048,
+    chunk: Annotated[int | None, typer.Option(help="Read prompts in pieces of so many tokens.")] = None,
+    needles: Annotated[Path | None, typer.Option(help="A file of needles of your own, JSON lines with needle and question.")] = None,
+    haystack: Haystack = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    implementation: How = "auto",
+    as_json: Json = False,
+) -> None:
+    """Prove what a policy costs: needle recall, perplexity and agreement with the full model along a sweep of KV budgets.
+
+    The heads that the labels' scores choose stand beside random ones, a uniform window and the full model. Minutes on a GPU; on a CPU, take short lengths.
+
+    Example: `workbench verify heads.json --lengths 600 --kv-budgets 0.33,0.5 --seeds 2 --out verify.csv`
+    """
+    from dataclasses import replace
+
+    from workbench import choosing, models
+    from workbench.labels import HeadLabels
+    from workbench.verification import verify as measure
+
+    if out.suffix != ".csv":
+        raise InputError(f"--out is a .csv file, not {out}")
+    given = HeadLabels.load(labels)
+    ranking = choosing.ranking(given, by)
+    score_LG = choosing.kv_scores(given, ranking)
+    base = choosing.policy_of(given) if given.policy is not None else choosing.uniform(given.card)
+    policy = replace(base, **given_sizes(sinks, window, semantics, compensation))
+    setting = _setting(budgets, lengths, depths, per_cell, range(seeds), seed, text_tokens, chunk, needles, haystack)
+    show.hush_libraries()
+    loaded = models.load(model, device=device, dtype=dtype, revision=revision, say=show.remark)
+    with show.progress() as progress:
+        found = measure(loaded, policy, score_LG, setting, saved=given.policy is not None, implementation=implementation, progress=progress)
+    files = _written(found, ranking, out)
+    if as_json:
+        show.as_json({"table": found.table.to_dict("records"), "provenance": found.provenance, "files": files})
+    else:
+        _shown(found, files)
+
+
+def _setting(
+    budgets: str | None,
+    lengths: str | None,
+    depths: str | None,
+    per_cell: int,
+    seeds: Sequence[int],
+    seed: int,
+    text_tokens: int,
+    chunk: int | None,
+    needles: Path | None,
+    haystack: Path | None,
+) -> "Setting":
+    """What to measure; what was not given is as the package has it."""
+    from dataclasses import replace
+
+    from workbench.verification import BUDGETS, TESTS, Setting
+
+    tests = replace(
+        TESTS,
+        lengths_=numbers(lengths, int, "--lengths") or TESTS.lengths_,
+        depths=numbers(depths, float, "--depths") or TESTS.depths,
+        per_cell=per_cell,
+        needles=needles or TESTS.needles,
+        haystack=haystack,
+    )
+    return Setting(tests, numbers(budgets, float, "--kv-budgets") or BUDGETS, tuple(seeds), haystack, text_tokens, seed=seed, chunk=chunk)
+
+
+def _written(found: "Verification", ranking: list[str], out: Path) -> dict[str, Path]:
+    """The table, the single tests, and the picture, as files."""
+    from workbench import views
+    from workbench.files import write_text
+
+    facts = {**found.provenance, "scores": " + ".join(ranking)}
+    return {
+        "table": write_text(out, found.table.to_csv(index=False)),
+        "tests": write_text(out.with_suffix(".tests.csv"), found.tests.to_csv(index=False)),
+        "picture": views.save_html(views.quality_figure(found.table, facts), out.with_suffix(".html")),
+    }
+
+
+def _shown(found: "Verification", files: dict[str, Path]) -> None:
+    columns = ("policy", "full heads", "KV", "recall", "kept", "95%", "perplexity", "agreement")
+    table = show.table(*columns, numbers=columns[1:])
+    row: dict[str, Any]
+    for row in found.table.to_dict("records"):
+        name = row["policy"] if row["policy"] != "random" else f"random {row['seed']:.0f}"
+        interval = f"{row['kept_low']:.0%} – {row['kept_high']:.0%}"
+        measured = f"{row['recall']:.3f}", f"{row['kept']:.0%}", interval, f"{row['perplexity']:.2f}", f"{row['agreement']:.1%}"
+        table.add_row(name, str(row["full_heads"]), f"{row['kv_share']:.0%}", *measured)
+    show.result(table, f"{found.provenance['model']}, {len(set(found.tests['test']))} needle tests; table {files['table']}, picture {files['picture']}")
