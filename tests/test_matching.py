@@ -32,3 +32,12 @@ def test_words_are_lower_case_without_punctuation():
 
 def test_recall_counts_each_word_as_often_as_it_occurs():
     assert word_recall("a a b", "A; c") == 1 / 3
+
+
+def test_words_of_the_question_are_worth_nothing():
+    answer, question = "The key is under the mat", "Where is the key?"
+    assert word_recall(answer, "The key is where?") == 3 / 6  # one "the" of two, key, is
+    assert word_recall(answer, "the the key is", question) == 0
+    assert word_recall(answer, "It is under a rug", question) == 1 / 2
+    assert word_recall(answer, "It is under a mat", question) == 1
+    assert word_recall("the key", "the lock", "the key?") == 1 / 2  # an answer that has no other words

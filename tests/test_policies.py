@@ -98,17 +98,21 @@ def test_labels_keep_the_group_of_a_labelled_head():
         choosing.by_labels(labels, ["induction"])
 
 
-def test_scores_of_kv_heads_are_ranks_of_the_best_query_head():
-    score = np.array([[0, 5, 1, 0], [2, 2, 2, 2], [9, 0, 0, 0.5]])  # best: 5 1 | 2 2 | 9 0.5
-    labels = HeadLabels(CARD, {}, {"one": score, "other": np.zeros((3, 4))})
-    assert (choosing.kv_scores(labels, ["one"]) * 5).tolist() == [[4, 1], [2, 2], [5, 0]]
-    assert (choosing.kv_scores(labels, ["one", "other"]) == choosing.kv_scores(labels, ["one"])).all()
-    assert (choosing.kv_scores(labels, ["one"], "min") * 5).tolist() == [[0, 0], [4, 4], [0, 0]]
+def test_scores_of_kv_heads_are_those_of_the_best_query_head():
+    score = np.array([[0, 5, 1, 0], [2, 2, 2, 2], [9, 0, 0, 0.5]])
+    labels = HeadLabels(CARD, {}, {"one": score, "other": np.ones((3, 4))})
+    best = np.array([[5, 1], [2, 2], [9, 0.5]])
+    assert (choosing.kv_scores(labels, "one") == best).all()
+    assert (choosing.kv_scores(labels, "one + other") == best + 1).all()
+    assert (choosing.kv_scores(labels, "one", "min") == [[0, 0], [2, 2], [0, 0]]).all()
+    assert (choosing.kv_scores(labels, "one", combine="ranks") * 5).tolist() == [[4, 1], [2, 2], [5, 0]]
+    assert (choosing.kv_scores(labels, "one+other", combine="ranks") == choosing.kv_scores(labels, "one", combine="ranks")).all()
     with pytest.raises(InputError, match="unknown probe among the labels 'three'"):
-        choosing.kv_scores(labels, ["three"])
-    with pytest.raises(InputError, match="name the probes"):
-        choosing.ranking(labels)
-    assert choosing.ranking(labels, ["one"]) == ["one"]
+        choosing.kv_scores(labels, "one+three")
+    with pytest.raises(InputError, match="unknown probe among the labels 'razor_echo'"):
+        choosing.kv_scores(labels)
+    with pytest.raises(InputError, match="unknown way to combine scores 'product'"):
+        choosing.kv_scores(labels, "one", combine="product")
 
 
 def test_a_policy_travels_in_a_labels_file(tmp_path):

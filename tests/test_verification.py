@@ -45,7 +45,7 @@ def scores(model, best=(0, 1)):
 def test_the_table_tells_who_remembers(model, remembering):
     policy = choosing.by_budget(model.card, scores(model, (1, 0)), 0.25, **SIZES)
     setting = Setting(TESTS, (0.0, 0.25, 0.75), (0, 1, 2, 3), text_tokens=300)
-    found = verify(model, policy, scores(model), setting, saved=True)
+    found = verify(model, policy, {"labels": scores(model)}, setting, saved=True)
     table = found.table.set_index(["policy", "budget"])
     assert set(COLUMNS) <= set(found.table.columns)
     assert table.loc[("full", 1.0), "recall"] == table.loc[("labels", 0.25), "recall"] == 1
@@ -100,30 +100,22 @@ def test_batches_have_one_length_and_so_many_tokens(model):
 def test_what_cannot_be_verified(model, monkeypatch):
     policy = choosing.uniform(model.card, **SIZES)
     with pytest.raises(InputError, match="a chunk size"):
-        verify(model, choosing.uniform(model.card, semantics="chunk"), scores(model), Setting(TESTS))
+        verify(model, choosing.uniform(model.card, semantics="chunk"), {"labels": scores(model)}, Setting(TESTS))
     with pytest.raises(InputError, match="the text has"):
-        verify(model, policy, scores(model), Setting(TESTS, text_tokens=10**8))
+        verify(model, policy, {"labels": scores(model)}, Setting(TESTS, text_tokens=10**8))
     monkeypatch.setattr(verification, "_generate", lambda _model, _applied, tests, _setting: ["no idea"] * len(tests))
     with pytest.raises(InputError, match="insufficient evidence: tiny-llama answers none of the 8 needle tests"):
-        verify(model, policy, scores(model), Setting(TESTS, text_tokens=300))
+        verify(model, policy, {"labels": scores(model)}, Setting(TESTS, text_tokens=300))
 
 
 def test_the_picture_has_a_line_for_each_way():
-    rows = [
-        {"policy": name, "budget": budget, "seed": seed, "full_heads": 2, "kv_share": budget, "recall": 0.5, "kept": quality, "kept_low": 0.2, "kept_high": 1.1}
-        for name, budget, seed, quality in [
-            ("full", 1, None, 1),
-            ("labels", 0.2, None, 0.5),
-            ("labels", 0.4, None, 0.9),
-            ("random", 0.4, 0, 0.1),
-            ("random", 0.4, 1, 0.3),
-        ]
-    ]
-    table = pd.DataFrame(rows).assign(perplexity=9.0, agreement=0.8)
+    ways = [("full", 1, None, 1), ("labels", 0.2, None, 0.5), ("labels", 0.4, None, 0.9), ("random", 0.4, 0, 0.1), ("random", 0.4, 1, 0.3)]
+    rows = [{"policy": name, "budget": budget, "seed": seed, "kv_share": budget, "kept": quality} for name, budget, seed, quality in ways]
+    table = pd.DataFrame(rows).assign(full_heads=2, recall=0.5, word_recall=0.6, kept_low=0.2, kept_high=1.1, perplexity=9.0, agreement=0.8)
     figure = views.quality_figure(table, {"model": "m", "sinks": 4, "window": 8, "semantics": "exact"})
     lines = {trace.name: trace for trace in figure.data if trace.showlegend}
     assert len(lines) == 3
-    chosen = next(trace for name, trace in lines.items() if name == "by the scores")
+    chosen = next(trace for name, trace in lines.items() if name == "by labels")
     assert list(zip(chosen.x, chosen.y, strict=True)) == [(0.2, 0.5), (0.4, 0.9)]
     random = next(trace for name, trace in lines.items() if name.startswith("random"))
     assert list(random.y) == pytest.approx([0.2])
@@ -135,7 +127,7 @@ def labels(model, tmp_path, monkeypatch):
     """A labels file of the tiny model, which the commands load in place of the default one."""
     monkeypatch.setattr("workbench.models.load", lambda *_, **__: model)
     score = model.shape.to_query(scores(model)).astype(float)
-    return HeadLabels(model.card, {}, {"retrieval": score, "copying": score * 0}).save(tmp_path / "heads.json")
+    return HeadLabels(model.card, {}, {"retrieval": score, "razor_echo": score, "razor_induction": score * 0}).save(tmp_path / "heads.json")
 
 
 def run(*arguments):
@@ -148,7 +140,7 @@ def test_policy_writes_into_the_labels_file(labels, model):
     assert "1 of 4 KV heads full; the others see 2 sinks and a window of 5 (exact)" in result.stdout
     kept = HeadLabels.load(labels).policy
     assert kept["full"] == [[1], []]
-    assert kept["origin"] == {"by": "budget", "budget": 0.25, "at_length": None, "scores": ["retrieval", "copying"]}
+    assert kept["origin"] == {"by": "budget", "budget": 0.25, "at_length": None, "scores": {"by": "razor_echo+razor_induction", "combine": "sum"}}
     said = json.loads(run("policy", labels, "--quantile", 0.75, "--by", "retrieval", "--json").stdout)
     assert said["policy"]["full"] == [[1], []]
     assert said["kv_bytes"]["8192"] == 2 * model.shape.d_head * 2 * (8192 + 3 * 320)
@@ -199,8 +191,8 @@ def test_verify_writes_table_tests_and_picture(labels, remembering, tmp_path):
     result = run("verify", labels, *sizes, "--kv-budgets", "0.25", "--out", out)
     assert result.exit_code == 0, result.output
     table = pd.read_csv(out)
-    assert list(table["policy"]) == ["full", "labels", "random", "window"]
-    assert table.loc[table["policy"] == "labels", "recall"].item() == 1
+    assert list(table["policy"]) == ["full", "razor_echo+razor_induction", "random", "window"]
+    assert table.loc[table["policy"] == "razor_echo+razor_induction", "recall"].item() == 1
     assert len(pd.read_csv(tmp_path / "v.tests.csv")) == 4 * 2
     assert "what a policy keeps" in (tmp_path / "v.html").read_text()
     assert run("verify", labels, "--out", tmp_path / "v.txt").exit_code == 2

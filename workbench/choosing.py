@@ -1,7 +1,7 @@
 """How are the KV heads that stay full chosen? By labels, by a budget, by a quantile of scores, or by controls that know nothing."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +16,11 @@ from workbench.policies import HeadPolicy
 NEEDS_CONTEXT = ("retrieval", "razor_echo", "razor_induction")
 """The labels that keep a KV head full by default: those whose papers say so."""
 
-RANKING = ("retrieval", "razor_induction", "copying")
-"""The probes that choose KV heads for a budget where none are named."""
+RANKING = "razor_echo+razor_induction"
+"""The scores that choose KV heads for a budget where none are named: RazorAttention's two (arXiv 2407.15891), added."""
+
+COMBINE = {"sum": "scores as they are", "ranks": "ranks over all KV heads, 0–1, equal scores sharing a rank"}
+"""What is added where several probes are named."""
 
 
 def policy_of(labels: HeadLabels) -> HeadPolicy:
@@ -96,17 +99,18 @@ def at_random(card: ModelCard, budget: float, seed: int, *, length: int | None =
     return replace(made, origin={"by": "random", "budget": budget, "at_length": length, "seed": seed})
 
 
-def kv_scores(labels: HeadLabels, probes: Iterable[str], reduction: str = "max") -> Float[np.ndarray, "L G"]:
-    """A score per KV head from one or several probes: each reduced over the group, ranked over all KV heads (0–1, equal scores share a rank), and summed.
+def kv_scores(labels: HeadLabels, by: str | None = None, reduction: str = "max", combine: str = "sum") -> Float[np.ndarray, "L G"]:
+    """A score per KV head from one probe, or from several joined by `+`: each reduced over the group, then added as `COMBINE` says. None is `RANKING`.
 
-    Raises `InputError` for a probe that the labels have no scores of.
+    Raises `InputError` for a probe that the labels have no scores of, and for an unknown way to combine.
     """
-    names = list(probes)
+    if combine not in COMBINE:
+        raise unknown("way to combine scores", combine, COMBINE)
+    names = [name.strip() for name in (by or RANKING).split("+")]
     if missing := [name for name in names if name not in labels.scores]:
         raise unknown("probe among the labels", missing[0], labels.scores)
-    if not names:
-        raise InputError("name at least one probe")
-    return np.sum([_rank(labels.card.shape.to_kv(labels.scores[name], reduction)) for name in names], axis=0)
+    parts = [labels.card.shape.to_kv(labels.scores[name], reduction) for name in names]
+    return np.sum([_rank(part) for part in parts] if combine == "ranks" else parts, axis=0)
 
 
 def _rank(score_LG: np.ndarray) -> np.ndarray:
@@ -128,15 +132,3 @@ def _best(none: HeadPolicy, heads: Sequence[tuple[int, int]], origin: dict[str, 
     for head in heads:
         full_LG[head] = True
     return replace(none, full_LG=full_LG, origin=origin)
-
-
-def ranking(labels: HeadLabels, probes: Sequence[str] | None = None) -> list[str]:
-    """The probes whose ranks are added up to choose KV heads: those named, else those of `RANKING` that the labels have.
-
-    Raises `InputError` if there is none.
-    """
-    if probes:
-        return list(probes)
-    if not (there := [probe for probe in RANKING if probe in labels.scores]):
-        raise InputError(f"name the probes that rank the KV heads; these labels have {', '.join(labels.scores) or 'no scores'}")
-    return there

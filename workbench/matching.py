@@ -6,9 +6,13 @@ from typing import Any
 import numpy as np
 
 
-def word_recall(answer: str, response: str) -> float:
-    """The share of the answer's words, each as often as it occurs, that the response has (ROUGE-1 recall, 0–1)."""
-    words, said = words_of(answer), words_of(response)
+def word_recall(answer: str, response: str, known: str = "") -> float:
+    """The share of the answer's words, each as often as it occurs, that the response has (ROUGE-1 recall, 0–1).
+
+    Words that are in `known`, the question say, do not count, unless the answer has no others.
+    """
+    words, said, given = words_of(answer), words_of(response), words_of(known)
+    words = [word for word in words if word not in given] or words
     kept = sum(min(words.count(word), said.count(word)) for word in set(words))
     return kept / len(words)
 

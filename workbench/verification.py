@@ -1,10 +1,10 @@
 """Is anything lost? Needle recall, perplexity and next-token agreement of a model under policies, along a sweep of KV budgets, beside the full model.
 
-Four ways to spend the same memory are compared: the heads that scores choose, as many heads chosen at random (several seeds), a window of equal size in
-every head (StreamingLLM's cache), and every head full. The tests are the same for all, so that differences are paired.
+Ways to spend the same memory are compared: the heads that scores choose, by one or several rankings, as many heads chosen at random (several seeds), a
+window of equal size in every head (StreamingLLM's cache), and every head full. The tests are the same for all, so that differences are paired.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from workbench.errors import InputError
 from workbench.hybrid.applied import Applied, apply
 from workbench.matching import word_recall
 from workbench.models import HFModel
-from workbench.needles import NeedleTests
+from workbench.needles import NeedleTests, load_needles
 from workbench.policies import HeadPolicy
 from workbench.prompts import Prompts, bos
 from workbench.recipes import haystack_text
@@ -71,12 +71,13 @@ class Verification:
 
 
 COLUMNS = {
-    "policy": "labels: the best heads by the scores; saved: the policy in the file; random; window: one window in all heads; full",
+    "policy": "the scores that chose the heads; or saved: the policy in the file; random; window: one window in all heads; full",
     "budget": "the share of KV heads that may be full; for `window`, the share of the tokens",
     "seed": "of a random choice",
     "full_heads": "how many KV heads are full",
     "kv_share": "KV bytes as a share of the full model's, mean over the needle tests",
-    "recall": "the share of the answer's words in the response, mean over the tests, 0–1",
+    "recall": "the share of those of the answer's words that are not in the question, which the response has; mean over the tests, 0–1",
+    "word_recall": "the share of all of the answer's words (ROUGE-1 recall), which a response that echoes the question has in part",
     "kept": "recall as a share of the full model's, with a 95% interval (paired bootstrap over the tests)",
     "perplexity": "on the text; none for the semantics `decode`, by which a text that is read is seen whole",
     "agreement": "the share of the text's tokens where the full model's first choice is the same, 0–1",
@@ -84,7 +85,7 @@ COLUMNS = {
 """What the columns of `Verification.table` mean."""
 
 
-def ways(policy: HeadPolicy, score_LG: np.ndarray, setting: Setting, *, saved: bool) -> Iterator[Way]:
+def ways(policy: HeadPolicy, rankings: Mapping[str, np.ndarray], setting: Setting, *, saved: bool) -> Iterator[Way]:
     """Every way to spend memory; sizes and semantics are the policy's."""
     how = {name: getattr(policy, name) for name in ("sinks", "window", "semantics", "compensation", "windows")}
     card = policy.card
@@ -92,7 +93,8 @@ def ways(policy: HeadPolicy, score_LG: np.ndarray, setting: Setting, *, saved: b
     if saved:
         yield Way("saved", policy.full_share, None, lambda _: policy)
     for budget in setting.budgets:
-        yield _chosen("labels", budget, None, choosing.by_budget(card, score_LG, budget, **how))
+        for name, score_LG in rankings.items():
+            yield _chosen(name, budget, None, choosing.by_budget(card, score_LG, budget, **how))
         if 0 < budget < 1:
             for seed in setting.seeds:
                 yield _chosen("random", budget, seed, choosing.at_random(card, budget, seed, **how))
@@ -113,14 +115,16 @@ def _window(policy: HeadPolicy, budget: float, length: int) -> HeadPolicy:
 def verify(
     model: HFModel,
     policy: HeadPolicy,
-    score_LG: np.ndarray,
+    rankings: Mapping[str, np.ndarray],
     setting: Setting | None = None,
     *,
     saved: bool = False,
     implementation: str = "auto",
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Verification:
-    """Measure every way of `ways` on the setting's tests and text. The policy gives sizes and semantics, and with `saved` is itself one of the ways.
+    """Measure every way of `ways` on the setting's tests and text. `rankings` are scores [L, G] of KV heads by name.
+
+    The policy gives sizes and semantics, and with `saved` is itself one of the ways.
 
     Raises `InputError` for a model without a tokenizer, if the full model answers none of the tests, and for tests that do not fit.
     """
@@ -133,7 +137,7 @@ def verify(
     policy = policy.with_windows(model.windows)
     tests = setting.tests.build(model, setting.seed)
     text, digest = _text(model, setting)
-    every = list(ways(policy, score_LG, setting, saved=saved))
+    every = list(ways(policy, rankings, setting, saved=saved))
     rows, summary, full_recall, full_choice, facts = [], [], np.zeros(0), np.zeros(0), {}
     for number, way in enumerate(every):
         progress(f"{way.name} {way.budget:.0%}", number, len(every))
@@ -149,7 +153,14 @@ def verify(
         rows += [{**shown, **answer} for answer in answers]
         kept, low, high = _kept(recall, full_recall)
         share = float(np.mean([way.policy(test.length).share(test.length) for test in tests]))
-        measured = {"recall": recall.mean(), "kept": kept, "kept_low": low, "kept_high": high, "tests": len(tests)}
+        measured = {
+            "recall": recall.mean(),
+            "word_recall": float(np.mean([answer["word_recall"] for answer in answers])),
+            "kept": kept,
+            "kept_low": low,
+            "kept_high": high,
+            "tests": len(tests),
+        }
         read = {"perplexity": float(np.exp(nll)), "agreement": float(np.mean(choice == full_choice))}
         read = dict.fromkeys(read, np.nan) if policy.semantics == "decode" and way.name != "full" else read
         summary.append({**shown, "kv_share": share, **measured, **read})
@@ -169,6 +180,7 @@ def _kept(recall_N: np.ndarray, full_N: np.ndarray) -> tuple[float, float, float
 
 def _answers(model: HFModel, way: Way, tests: list[Prompts], setting: Setting, implementation: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Each test's answer under a way's policy, and who computed them."""
+    asked = {needle.id: needle.question for needle in load_needles(setting.tests.needles)}
     made: dict[int, dict[str, Any]] = {}
     facts: dict[str, Any] = {}
     for batch in _batches(tests, TOKENS_AT_ONCE.get(model.device.type, 1)):
@@ -179,7 +191,8 @@ def _answers(model: HFModel, way: Way, tests: list[Prompts], setting: Setting, i
         for number, response in zip(batch, responses, strict=True):
             fact = tests[number].facts[0]
             told = {name: fact[name] for name in ("needle", "length", "depth")}
-            made[number] = {"test": number, **told, "recall": word_recall(fact["answer"], response), "response": response}
+            recall = word_recall(fact["answer"], response, asked[fact["needle"]])
+            made[number] = {"test": number, **told, "recall": recall, "word_recall": word_recall(fact["answer"], response), "response": response}
     return [made[number] for number in range(len(tests))], facts
 
 

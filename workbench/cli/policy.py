@@ -17,7 +17,8 @@ SIZES = (8192, 32768, 131072)
 """Contexts that KV memory is told for."""
 
 Labels = Annotated[Path, typer.Argument(help="A labels file, as `workbench label` writes it.")]
-By = Annotated[list[str] | None, typer.Option("--by", help="A probe whose scores rank the KV heads; ranks of several are added.")]
+By = Annotated[str | None, typer.Option("--by", help="The scores that rank KV heads: a probe, or several joined by +; razor_echo+razor_induction by default.")]
+Combine = Annotated[str, typer.Option(help="Where several probes are joined: add their scores (sum) or their ranks (ranks).")]
 Sinks = Annotated[int | None, typer.Option(help="First tokens that a streaming head sees; 64 by default.")]
 Window = Annotated[int | None, typer.Option(help="Last tokens that a streaming head sees, its own among them; 256 by default.")]
 Semantics = Annotated[str | None, typer.Option(help="exact, decode (the prompt is read in full) or chunk (DuoAttention's chunked prefill); exact by default.")]
@@ -38,6 +39,7 @@ def policy(
     random: Annotated[int | None, typer.Option(help="With --kv-budget: heads drawn at random from this seed, as a control.")] = None,
     uniform: Annotated[bool, typer.Option("--uniform", help="Every head streaming.")] = False,
     by: By = None,
+    combine: Combine = "sum",
     keep: Annotated[list[str] | None, typer.Option("--keep", help="A label whose heads stay full, where no budget is given.")] = None,
     sinks: Sinks = None,
     window: Window = None,
@@ -49,7 +51,7 @@ def policy(
 
     By labels (those whose papers say that they need it), by a budget, or by a quantile of the scores.
 
-    Example: `workbench policy heads.json --kv-budget 0.5 --by retrieval --by razor_induction --sinks 16 --window 128`
+    Example: `workbench policy heads.json --kv-budget 0.5 --by razor_echo+razor_induction --sinks 16 --window 128`
     """
     from dataclasses import replace
 
@@ -64,12 +66,12 @@ def policy(
     elif random is not None and kv_budget is not None:
         made = choosing.at_random(given.card, kv_budget, random, length=at_length, **how)
     elif kv_budget is not None or quantile is not None:
-        ranking = choosing.ranking(given, by)
-        score_LG = choosing.kv_scores(given, ranking)
+        score_LG = choosing.kv_scores(given, by, combine=combine)
+        scores = {"by": by or choosing.RANKING, "combine": combine}
         if kv_budget is not None:
-            made = choosing.by_budget(given.card, score_LG, kv_budget, length=at_length, origin=ranking, **how)
+            made = choosing.by_budget(given.card, score_LG, kv_budget, length=at_length, origin=scores, **how)
         else:
-            made = choosing.by_quantile(given.card, score_LG, quantile or 0.0, origin=ranking, **how)
+            made = choosing.by_quantile(given.card, score_LG, quantile or 0.0, origin=scores, **how)
     else:
         made = choosing.by_labels(given, *([keep] if keep else []), **how)
     path = replace(given, policy=made.to_json()).save(out or labels)
@@ -80,7 +82,7 @@ def policy(
 
 
 def _refuse(
-    kv_budget: float | None, quantile: float | None, uniform: bool, random: int | None, at_length: int | None, by: list[str] | None, keep: list[str] | None
+    kv_budget: float | None, quantile: float | None, uniform: bool, random: int | None, at_length: int | None, by: str | None, keep: list[str] | None
 ) -> None:
     """Raises `InputError` for options that contradict each other, or would be dropped."""
     if sum(chosen is not None and chosen is not False for chosen in (kv_budget, quantile, uniform)) > 1:

@@ -8,7 +8,7 @@ import typer
 
 from workbench.cli import show
 from workbench.cli.app import Device, Dtype, Haystack, Json, ModelName, Revision, app, numbers
-from workbench.cli.policy import By, Compensation, How, Labels, Semantics, Sinks, Window, given_sizes
+from workbench.cli.policy import Combine, Compensation, How, Labels, Semantics, Sinks, Window, given_sizes
 from workbench.errors import InputError
 from workbench.sources import DEFAULT_MODEL
 
@@ -24,7 +24,9 @@ def verify(
     out: Annotated[Path, typer.Option("--out", "-o", help="The table, .csv; the picture goes beside it as .html, the single tests as .tests.csv.")] = Path(
         "verify.csv"
     ),
-    by: By = None,
+    by: Annotated[list[str] | None, typer.Option("--by", help="Scores that rank KV heads, as in `policy`; given several times, each is compared.")] = None,
+    combine: Combine = "sum",
+    gates: Annotated[Path | None, typer.Option(help="A DuoAttention folder; its gates can be named as `--by duo_gate`.")] = None,
     budgets: Annotated[str | None, typer.Option("--kv-budgets", help="Shares of full KV heads, such as 0.25,0.5.")] = None,
     sinks: Sinks = None,
     window: Window = None,
@@ -47,29 +49,30 @@ def verify(
 ) -> None:
     """Prove what a policy costs: needle recall, perplexity and agreement with the full model along a sweep of KV budgets.
 
-    The heads that the labels' scores choose stand beside random ones, a uniform window and the full model. Minutes on a GPU; on a CPU, take short lengths.
+    Recall is the share of those words of the answer that are not in the question: echoing the question is worth nothing. The heads that scores choose stand
+    beside random ones, a uniform window and the full model. Minutes on a GPU; on a CPU, take short lengths.
 
     Example: `workbench verify heads.json --lengths 600 --kv-budgets 0.33,0.5 --seeds 2 --out verify.csv`
     """
     from dataclasses import replace
 
-    from workbench import choosing, models
+    from workbench import choosing, formats, models
     from workbench.labels import HeadLabels
     from workbench.verification import verify as measure
 
     if out.suffix != ".csv":
         raise InputError(f"--out is a .csv file, not {out}")
     given = HeadLabels.load(labels)
-    ranking = choosing.ranking(given, by)
-    score_LG = choosing.kv_scores(given, ranking)
+    known = given if gates is None else replace(given, scores={**given.scores, **formats.read(gates, "duo", given.card).scores})
+    rankings = {name: choosing.kv_scores(known, name, combine=combine) for name in by or [choosing.RANKING]}
     base = choosing.policy_of(given) if given.policy is not None else choosing.uniform(given.card)
     policy = replace(base, **given_sizes(sinks, window, semantics, compensation))
     setting = _setting(budgets, lengths, depths, per_cell, range(seeds), seed, text_tokens, chunk, needles, haystack)
     show.hush_libraries()
     loaded = models.load(model, device=device, dtype=dtype, revision=revision, say=show.remark)
     with show.progress() as progress:
-        found = measure(loaded, policy, score_LG, setting, saved=given.policy is not None, implementation=implementation, progress=progress)
-    files = _written(found, ranking, out)
+        found = measure(loaded, policy, rankings, setting, saved=given.policy is not None, implementation=implementation, progress=progress)
+    files = _written(found, out)
     if as_json:
         show.as_json({"table": found.table.to_dict("records"), "provenance": found.provenance, "files": files})
     else:
@@ -104,26 +107,25 @@ def _setting(
     return Setting(tests, numbers(budgets, float, "--kv-budgets") or BUDGETS, tuple(seeds), haystack, text_tokens, seed=seed, chunk=chunk)
 
 
-def _written(found: "Verification", ranking: list[str], out: Path) -> dict[str, Path]:
+def _written(found: "Verification", out: Path) -> dict[str, Path]:
     """The table, the single tests, and the picture, as files."""
     from workbench import views
     from workbench.files import write_text
 
-    facts = {**found.provenance, "scores": " + ".join(ranking)}
     return {
         "table": write_text(out, found.table.to_csv(index=False)),
         "tests": write_text(out.with_suffix(".tests.csv"), found.tests.to_csv(index=False)),
-        "picture": views.save_html(views.quality_figure(found.table, facts), out.with_suffix(".html")),
+        "picture": views.save_html(views.quality_figure(found.table, found.provenance), out.with_suffix(".html")),
     }
 
 
 def _shown(found: "Verification", files: dict[str, Path]) -> None:
-    columns = ("policy", "full heads", "KV", "recall", "kept", "95%", "perplexity", "agreement")
+    columns = ("policy", "full heads", "KV", "recall", "kept", "95%", "all words", "perplexity", "agreement")
     table = show.table(*columns, numbers=columns[1:])
     row: dict[str, Any]
     for row in found.table.to_dict("records"):
         name = row["policy"] if row["policy"] != "random" else f"random {row['seed']:.0f}"
         interval = f"{row['kept_low']:.0%} – {row['kept_high']:.0%}"
-        measured = f"{row['recall']:.3f}", f"{row['kept']:.0%}", interval, f"{row['perplexity']:.2f}", f"{row['agreement']:.1%}"
+        measured = f"{row['recall']:.3f}", f"{row['kept']:.0%}", interval, f"{row['word_recall']:.3f}", f"{row['perplexity']:.2f}", f"{row['agreement']:.1%}"
         table.add_row(name, str(row["full_heads"]), f"{row['kv_share']:.0%}", *measured)
     show.result(table, f"{found.provenance['model']}, {len(set(found.tests['test']))} needle tests; table {files['table']}, picture {files['picture']}")

@@ -8,13 +8,15 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 LOOKS = {
-    "labels": ("by the scores", "#0b62a4", "circle"),
     "random": ("random heads (mean; bars: lowest to highest seed)", "#999999", "x"),
     "window": ("one window in every head (StreamingLLM)", "#d97706", "square"),
     "saved": ("the policy in the file", "#7c3aed", "star"),
     "full": ("every head full", "#111111", "diamond"),
 }
-"""Name, colour and mark of each way of `verification`."""
+"""Name, colour and mark of each way of `verification` that is no ranking."""
+
+COLOURS = ("#0b62a4", "#1a936f", "#c1121f", "#b5179e", "#5f6c37", "#3a86ff")
+"""Of the rankings, in turn."""
 
 HOVER = "%{y:.1%} with %{x:.1%} of the memory<br>%{customdata[0]} full heads<br>recall %{customdata[1]:.3f}, perplexity %{customdata[2]:.2f}"
 
@@ -24,10 +26,8 @@ PANELS = (("kept", "needle recall, share of the full model's"), ("agreement", "n
 def quality_figure(table: pd.DataFrame, facts: Mapping[str, Any]) -> go.Figure:
     """Needle recall kept and next-token agreement, against KV bytes as a share of the full model's: a table of `verification.verify` as a picture."""
     figure = make_subplots(rows=1, cols=2, subplot_titles=[title for _, title in PANELS], horizontal_spacing=0.09)
-    for name, (words, colour, mark) in LOOKS.items():
+    for name, (words, colour, mark) in _looks(table).items():
         rows = table[table["policy"] == name]
-        if rows.empty:
-            continue
         for column, (quality, _) in enumerate(PANELS, 1):
             points = _points(rows, quality)
             line = {"color": colour, "dash": "dot" if name == "random" else "solid"}
@@ -58,6 +58,14 @@ def quality_figure(table: pd.DataFrame, facts: Mapping[str, Any]) -> go.Figure:
         meta={"model": facts["model"], "facts": {name: str(value) for name, value in facts.items()}},
     )
     return figure
+
+
+def _looks(table: pd.DataFrame) -> dict[str, tuple[str, str, str]]:
+    """Name, colour and mark of each way in the table, rankings first."""
+    there = list(dict.fromkeys(table["policy"]))
+    rankings = [name for name in there if name not in LOOKS]
+    looks = {name: (f"by {name}", COLOURS[number % len(COLOURS)], "circle") for number, name in enumerate(rankings)}
+    return looks | {name: look for name, look in LOOKS.items() if name in there}
 
 
 def _points(rows: pd.DataFrame, quality: str) -> pd.DataFrame:
