@@ -137,6 +137,9 @@ def test_reads_follow_the_prompts_rows_in_the_next_token_too():
     np.testing.assert_array_equal(seen[NextToken("ends")].choice, [[choice[0, 8], choice[0, 0]], [choice[1, 0], choice[1, 0]]])
     np.testing.assert_array_equal(np.isnan(seen[NextToken("ends")].logprob), [[True, False], [False, False]])
     np.testing.assert_array_equal(seen[NextToken("last")].choice, choice[:, 8:])
+    log_BTV = eager(tiny("llama"), prompts.ids_BT).logits.log_softmax(-1)
+    expected = [[log_BTV[b, row, prompts.ids_BT[b, row + 1]] for row in range(8)] for b in range(2)]
+    np.testing.assert_allclose(capture(tiny("llama"), prompts, [NextToken()])[NextToken()].logprob[:, :8], expected, atol=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------- what is held, and how often
@@ -429,8 +432,14 @@ def test_a_generation_feeds_what_lies_where_the_model_is_and_asks_for_one_row_of
 
     @contextmanager
     def at_home(*args):
-        with attention.tapped(*args) as hf, torch.device("cpu"):
-            yield lambda ids_BT, **more: asked.append((ids_BT.shape[1], more["logits_to_keep"], more["use_cache"])) or hf(ids_BT, **more)
+        with attention.tapped(*args) as hf:
+
+            def forward(ids_BT, **more):
+                asked.append((ids_BT.shape[1], more["logits_to_keep"], more["use_cache"]))
+                with torch.device("cpu"):
+                    return hf(ids_BT, **more)
+
+            yield forward
 
     monkeypatch.setattr(captures, "tapped", at_home)
     with torch.device("meta"):

@@ -240,8 +240,14 @@ def test_what_a_model_is_given_and_gives_lies_where_it_is(monkeypatch, padding, 
 
     @contextmanager
     def at_home(*args):
-        with tapped(*args) as hf, torch.device("cpu"):
-            yield lambda ids_BT, **more: given.append((ids_BT.shape[1], more)) or hf(ids_BT, **more)
+        with tapped(*args) as hf:
+
+            def forward(ids_BT, **more):
+                given.append((ids_BT.shape[1], more))
+                with torch.device("cpu"):
+                    return hf(ids_BT, **more)
+
+            yield forward
 
     def elsewhere(*args, **more):
         with torch.device("meta"):
