@@ -139,7 +139,7 @@ def test_the_probe_of_contributing_keeps_the_contracts(contributed):
 
     def scored(on, head):
         pattern = np.stack([head.ideal(prompts, b) for b in range(prompts.count)])[:, None, None]
-        return float(on.score(from_patterns(card, prompts, pattern, on.reads)).mean())
+        return float(on.score(from_patterns(card, prompts, pattern, on.reads, np.ones((2, 1, 1, 200, 1)))).mean())
 
     kind = type(contributed.recipe("quick"))
     others = [other for other in PROBES.values() if other.recipes and type(other.recipe("quick")) is kind]

@@ -16,10 +16,11 @@ from workbench.errors import InputError
 from workbench.given import from_patterns
 from workbench.heads import ModelCard, Shape
 from workbench.needles import NeedleTests
-from workbench.probes import PROBES, Probe, _needle, copying, pattern_of, probe, rest
+from workbench.probes import PROBES, Probe, _needle, _sinks, copying, pattern_of, probe, rest
 from workbench.prompts import Prompts
 from workbench.reads import Mass, NextToken, NextTokenValue
-from workbench.recipes import NaturalText, RepeatedTokens
+from workbench.conversations import Conversations
+from workbench.recipes import NaturalText, RandomTokens, RepeatedTokens
 from workbench.tiny import random_model
 from workbench.weights import Weights
 
@@ -49,10 +50,14 @@ def built(tiny_llama, text):
             return replace(recipe, lengths_=(450,), depths=(0.5,), per_cell=2, haystack=text)
         if isinstance(recipe, DocumentSearch):
             return replace(recipe, count=2, documents=2, haystack=text)
+        if isinstance(recipe, Conversations):
+            return replace(recipe, count=2)
         return replace(recipe, count=2, batch=2, **({"text": text} if isinstance(recipe, NaturalText) else {}))
 
     recipes = {name: shrunk(PROBES[name].recipe("quick")) for name in SEEN}
-    prompts = {recipe: recipe.build(tiny_llama, 0) for recipe in set(recipes.values())}
+    talking = random_model("llama")
+    talking.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    prompts = {recipe: recipe.build(talking if isinstance(recipe, Conversations) else tiny_llama, 0) for recipe in set(recipes.values())}
     return {name: prompts[recipe] for name, recipe in recipes.items()}
 
 
@@ -79,7 +84,19 @@ def documents(rng, length=60):
     return Prompts(rng.integers(3, 20, (4, length)), {"gold": gold}, {"query": np.tile(np.arange(50, 60), (4, 1))})
 
 
-MAKERS = {NaturalText: natural, RepeatedTokens: repeated, NeedleTests: needles, DocumentSearch: documents}
+def conversations(rng, length=50):
+    begin = rng.integers(3, 10, 3)
+    return Prompts(rng.integers(3, 20, (3, length)), {"user": np.stack([begin, begin + 9], axis=1)}, {"response": np.tile(np.arange(30, 45), (3, 1))})
+
+
+MAKERS = {
+    NaturalText: natural,
+    RandomTokens: natural,
+    RepeatedTokens: repeated,
+    NeedleTests: needles,
+    DocumentSearch: documents,
+    Conversations: conversations,
+}
 
 
 def toy_prompts(name, seed=0, **sizes):
@@ -98,7 +115,16 @@ def uniform(length):
 
 def seen(name, prompts, pattern_BLHQK):
     """A capture with just the reads that the probe declares and that patterns show."""
-    return from_patterns(CARD, prompts, pattern_BLHQK, [read for read in PROBES[name].reads if not isinstance(read, NextToken)])
+    reads = [read for read in PROBES[name].reads if not isinstance(read, NextToken)]
+    return from_patterns(CARD, prompts, pattern_BLHQK, reads, values(prompts, pattern_BLHQK.shape[1]))
+
+
+def values(prompts, layers):
+    """Values [B, L, 1, K, 4] that all tokens have in common: 0 for those that say nothing, [1, 1, 1, 1] for the others."""
+    value_BLGKE = np.ones((prompts.count, layers, 1, prompts.length, 4))
+    for b in range(prompts.count):
+        value_BLGKE[b, :, :, _sinks.quiet_keys(prompts, b)] = 0
+    return value_BLGKE
 
 
 def score(name, prompts, pattern_BLHQK):
@@ -260,7 +286,7 @@ def test_adding_a_probe_is_adding_one_file(tmp_path, monkeypatch):
 
 def test_an_unknown_probe_or_preset_lists_those_that_exist():
     assert probe("induction") is PROBES["induction"]
-    with pytest.raises(InputError, match="unknown probe 'inductoin'; there are: attention_sink, copy_suppression, copying, "):
+    with pytest.raises(InputError, match="unknown probe 'inductoin'; there are: attention_sink, attention_sink_random, "):
         probe("inductoin")
     with pytest.raises(InputError, match="unknown preset 'slow'; there are: paper, quick"):
         PROBES["induction"].recipe("slow")

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from workbench.captures import SAMPLES
 from workbench.errors import InputError
+from workbench.models import Model
 from workbench.options import Options, concerned
 from workbench.probes import PROBES, Probe, probe
 from workbench.reads import Read
@@ -40,6 +42,18 @@ def plan(names: Iterable[str] | None = None, preset: str = "quick", options: Opt
         recipe = (options or Options()).apply(chosen.recipe(preset)) if chosen.recipes else None
         groups.setdefault(recipe, []).append(chosen)
     return [Group(tuple(members), recipe) for recipe, members in groups.items()]
+
+
+def suited(groups: Sequence[Group], model: Model, names: Iterable[str] | None) -> tuple[list[Group], dict[str, dict[str, Any]]]:
+    """The groups whose prompts can be made for a model, and why the probes of the others are not asked, as evidence.
+
+    Raises `InputError` with the reason if the probes were chosen by name.
+    """
+    reasons = [getattr(group.recipe, "lacks", lambda _: None)(model) for group in groups]
+    if names is not None and any(reasons):
+        raise InputError(next(filter(None, reasons)))
+    left = {member.name: {"status": f"not asked: {reason}"} for group, reason in zip(groups, reasons, strict=True) if reason for member in group.probes}
+    return [group for group, reason in zip(groups, reasons, strict=True) if not reason], left
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from workbench.captures import Capture, capture, generate
 from workbench.edits import Edit
 from workbench.errors import InputError
 from workbench.given import uniform
-from workbench.groups import Group, Way, plan
+from workbench.groups import Group, Way, plan, suited
 from workbench.heads import Head, ModelCard
 from workbench.implementations import choose
 from workbench.matching import canonical
@@ -58,10 +58,12 @@ def score(
 
     `way` says how passes are made: the implementation, the chunk, the sampled rows. Results of finished batches lie under `runs` and are not made
     again; without `runs` nothing is kept. `progress` hears of every finished batch. A probe with too little evidence has no scores; `evidence` says so,
-    with counts. Raises `InputError` for unknown probes or presets, and for prompts that cannot be made for this model.
+    with counts; so it does of probes that cannot be asked of this model. Raises `InputError` for unknown probes or presets, and for prompts that cannot be
+    made for this model, those of named probes included.
     """
     groups, way = plan(probes, preset, options), way or Way()
     way.check(groups)
+    groups, left_out = suited(groups, model, probes)
     built = {recipe: recipe.build(model, start) for recipe, start in _recipes(groups, seed)}  # what cannot be built shows before any work is done
     measure = _Measure(model, runs, seed, edits, progress, built, way)
     rows, evidence = [], {}
@@ -88,7 +90,7 @@ def score(
     if wide:
         provenance["clamped"] = sorted(set(wide))
     table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=list(COLUMNS))
-    return HeadScores(model.card, table, evidence, provenance)
+    return HeadScores(model.card, table, evidence | left_out, provenance)
 
 
 def _recipes(groups: Iterable[Group], seed: int) -> Iterator[tuple[Recipe, int]]:

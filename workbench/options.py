@@ -7,7 +7,7 @@ from typing import Any
 from workbench.documents import DocumentSearch
 from workbench.errors import InputError
 from workbench.needles import NeedleTests
-from workbench.recipes import NaturalText, Recipe, RepeatedTokens
+from workbench.recipes import NaturalText, RandomTokens, Recipe, RepeatedTokens
 
 SHORTEST = 128
 """The shortest --length: rows that see more than the streaming probe's sinks and window must be left."""
@@ -38,7 +38,7 @@ class Options:
 
     def apply(self, recipe: Recipe) -> Recipe:
         """The recipe with these changes, as far as they concern it."""
-        if self.length is not None and isinstance(recipe, (NeedleTests, NaturalText, RepeatedTokens)):
+        if self.length is not None and isinstance(recipe, (NeedleTests, NaturalText, RandomTokens, RepeatedTokens)):
             recipe = recipe.at_length(self.length)
         needles = self.needles if "needles" in concerned(recipe) else None
         if isinstance(recipe, NeedleTests):
@@ -55,7 +55,7 @@ def concerned(recipe: Recipe | None) -> tuple[str, ...]:
         return ("length", "lengths", "depths", "template", "haystack", *needles)
     if isinstance(recipe, DocumentSearch):
         return ("haystack", *needles)
-    return ("length", "haystack") if isinstance(recipe, NaturalText) else ("length",) if isinstance(recipe, RepeatedTokens) else ()
+    return ("length", "haystack") if isinstance(recipe, NaturalText) else ("length",) if isinstance(recipe, (RandomTokens, RepeatedTokens)) else ()
 
 
 def _given(**changes: Any) -> dict[str, Any]:

@@ -16,6 +16,10 @@ import numpy as np
 from workbench.errors import InputError
 from workbench.models import Model
 from workbench.prompts import Prompts, bos, special_ids
+from workbench.sink_rules import says_little
+
+DELIMITERS = "delimiters"
+"""The fact of a prompt that says where its delimiters stand."""
 
 
 @runtime_checkable
@@ -109,7 +113,11 @@ class NaturalText:
         chosen = np.random.default_rng(seed).choice(places, self.count, replace=False)
         passages = np.stack([np.concatenate([start, ids[place : place + body]]) for place in chosen]).astype(np.int64)
         parts = np.split(passages, range(self.batch, self.count, self.batch))
-        return [Prompts(part, facts=({"bos": bool(start), "haystack": digest},) * len(part)) for part in parts]
+        return [Prompts(part, facts=tuple(self._facts(model, passage, bool(start), digest) for passage in part)) for part in parts]
+
+    @staticmethod
+    def _facts(model: Model, passage: np.ndarray, bos_first: bool, digest: str) -> dict[str, Any]:
+        return {"bos": bos_first, "haystack": digest, DELIMITERS: tuple(np.flatnonzero(says_little(model.tokenizer, passage)).tolist())}
 
     def control(self) -> None:
         """The null is uniform attention over the same text."""
@@ -121,6 +129,45 @@ class NaturalText:
 
     def at_length(self, tokens: int) -> "NaturalText":
         """The same in passages of `tokens` tokens, as many of them as have the same number of tokens in all, but two at least."""
+        count = max(2, self.count * self.length // tokens)
+        return replace(self, length=tokens, count=min(self.count, count), batch=_batch(self.batch, self.length, tokens))
+
+
+@dataclass(frozen=True)
+class RandomTokens:
+    """`length` ids drawn independently from the middle 80% of the vocabulary without special tokens; or, if `repeated`, one such id all along.
+
+    With `bos`, a BOS token stands first where the tokenizer has one. Of repeated tokens it would be the only one that differs, and so it is left out
+    by default: which of the two Gu et al. 2024 have for random tokens could not be recovered.
+    """
+
+    length: int = 64
+    count: int = 16
+    batch: int = 16
+    repeated: bool = False
+    bos: bool = False
+
+    def build(self, model: Model, seed: int) -> list[Prompts]:
+        """Batches of `batch` prompts. Raises `InputError` for a vocabulary of special tokens alone."""
+        pool, start = _middle_of_vocabulary(model), bos(model) if self.bos else []
+        if not len(pool):
+            raise InputError(f"{model.card.name} has no ordinary tokens")
+        rng, body = np.random.default_rng(seed), self.length - len(start)
+        ids = np.repeat(rng.choice(pool, (self.count, 1)), body, axis=1) if self.repeated else rng.choice(pool, (self.count, body))
+        ids = np.concatenate([np.tile(np.array(start, np.int64), (self.count, 1)), ids], axis=1)
+        parts = np.split(ids, range(self.batch, self.count, self.batch))
+        return [Prompts(part, facts=({"bos": bool(start), "repeated": self.repeated},) * len(part)) for part in parts]
+
+    def control(self) -> None:
+        """The null is uniform attention over the same tokens."""
+        return
+
+    def lengths(self, model: Model) -> list[int]:
+        """Tokens of each prompt."""
+        return [self.length] * self.count
+
+    def at_length(self, tokens: int) -> "RandomTokens":
+        """The same in prompts of `tokens` tokens, as many of them as have the same number of tokens in all, but two at least."""
         count = max(2, self.count * self.length // tokens)
         return replace(self, length=tokens, count=min(self.count, count), batch=_batch(self.batch, self.length, tokens))
 

@@ -113,6 +113,28 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             Rule("name_mover", "name_mover", 0.95, "Wang et al. 2022 (2211.00593): name movers > 0.95", "control: embeddings shuffled among names"),
             Rule("attention_sink", "attention_sink", 0.3, "Gu et al. 2024 (2410.10781): ε = 0.3 at 64 tokens", "0.074: uniform attention over 64 tokens"),
             Rule("sink_anywhere", "sink_anywhere", 0.3, "Gu et al. 2024 (2410.10781): ε = 0.3, any position", "0.074: uniform attention over 64 tokens"),
+            *(
+                Rule(name, name, 0.3, f"Gu et al. 2024 (2410.10781): ε = 0.3, {tokens}", "0.074: uniform attention over 64 tokens")
+                for name, tokens in (("attention_sink_random", "random tokens"), ("attention_sink_repeated", "one token repeated"))
+            ),
+            *(
+                Rule(name, name, 0.5, "house default: in half of the passages", "0: uniform attention over 64 tokens")
+                for name in ("later_sink_alpha_n", "later_sink_absolute", "later_sink_uniform")
+            ),
+            Rule(
+                "no_op",
+                "no_op",
+                0.9,
+                "reconstruction after Bondarenko et al. 2023 (2306.12929): > 90% of the mass on delimiters; an update below 10% is a house default",
+                "0: uniform attention, equal values",
+            ),
+            Rule(
+                "user_attention",
+                "user_attention",
+                0.6,
+                "Wang et al. 2024 (2411.02688): 0.6 for the largest head of a layer at each token; here for a head's mean",
+                "uniform attention",
+            ),
             Rule("local", "local", 0.9, "house default", "uniform attention"),
             Rule("streaming", "streaming", 0.95, "house default: at most 5% of the mass is lost", "uniform attention"),
             Rule("diffuse", "entropy", 0.8, "house default: 80% of a uniform head's entropy", "0: attention to one token"),

@@ -35,4 +35,5 @@ PROBE = Probe(
     null="uniform attention",
     reads=(READ,),
     recipes={"quick": NaturalText(length=64, count=16), "paper": NaturalText(length=64, count=100)},
+    also=("later_sink_absolute", "later_sink_alpha_n", "later_sink_uniform"),
 )

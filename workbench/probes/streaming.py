@@ -36,5 +36,5 @@ PROBE = Probe(
     reads=(READ,),
     skip=SINKS + WINDOW,
     recipes={"quick": NaturalText(length=512, count=4, batch=2), "paper": NaturalText(length=512, count=40, batch=2)},
-    also=("local",),
+    also=("local", "later_sink_absolute", "later_sink_alpha_n", "later_sink_uniform"),
 )
