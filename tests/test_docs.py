@@ -14,6 +14,7 @@ import typer
 import workbench as wb
 from workbench import probes
 from workbench.cli import app
+from workbench.heads import Head
 from workbench.labels import HeadLabels
 from workbench.probes import PROBES, Probe, pattern_of
 from workbench.tiny import random_model
@@ -58,7 +59,7 @@ def test_a_missing_marker_is_no_silence(generator):
 
 
 def test_the_python_example_of_a_capture_runs(monkeypatch):
-    _, example = blocks(read("README.md"), "python")
+    _, example, _ = blocks(read("README.md"), "python")
     monkeypatch.setattr(wb, "load", lambda name: {"smollm2-135m": random_model("llama")}[name])
     names = {}
     exec(example, names)
@@ -68,7 +69,7 @@ def test_the_python_example_of_a_capture_runs(monkeypatch):
 
 
 def test_the_python_example_runs(tmp_path, monkeypatch, text):
-    example, _ = blocks(read("README.md"), "python")
+    example, _, _ = blocks(read("README.md"), "python")
     assert all(line.strip() in wb.__doc__ for line in example.splitlines())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(wb, "load", lambda name: {"smollm2-135m": random_model("llama")}[name])
@@ -81,6 +82,17 @@ def test_the_python_example_runs(tmp_path, monkeypatch, text):
     assert len(names["scores"].top(5, "induction")) == 5
     assert set(names["scores"].table.columns) >= {"model", "layer", "head", "probe", "score"}
     assert isinstance(names["labels"].heads("induction"), tuple)
+
+
+def test_the_python_example_of_a_policy_runs(tmp_path, monkeypatch):
+    *_, example = blocks(read("README.md"), "python")
+    model = random_model("llama")
+    HeadLabels(model.card, {Head(0, 4): ("retrieval",)}, {}).save(tmp_path / "heads.json")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(wb, "load", lambda name: {"smollm2-135m": model}[name])
+    names = {}
+    exec(example, names)
+    assert names["tokens"].shape[1] == len("The sky is") + 1 + 8  # bytes, and the one that begins
 
 
 def test_every_command_line_of_the_documents_would_be_understood():
