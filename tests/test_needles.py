@@ -5,12 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from eager import tiny
 
+from workbench.captures import Capture
 from workbench.documents import INSTRUCTION, DocumentSearch
 from workbench.errors import InputError
 from workbench.matching import word_recall
 from workbench.models import HFModel
 from workbench.needles import Needle, NeedleTests, load_needles
+from workbench.probes import _needle
+from workbench.prompts import Prompts
+from workbench.reads import NextTokenValue
 from workbench.tiny import byte_tokenizer, random_model
 
 SENTENCES = [f"In year {year} the river rose by {year * 7 % 91} feet." for year in range(200)]
@@ -394,6 +399,26 @@ def test_the_tokens_that_decide_begin_the_words_that_decide(model, hay):
         assert [answer.encode()[place : place + 1].decode() for place in prompts.facts[0]["decisive_tokens"]] == [
             word[0] for word in prompts.facts[0]["decisive"]
         ]
+
+
+@pytest.mark.parametrize(
+    ("response", "passes"), [("the stone cottage is taller", True), ("the stone house is taller", False), ("taller is the COTTAGE of Stone", True)]
+)
+def test_the_words_that_decide_must_be_in_the_response(response, passes):
+    facts = {"answer": "the stone cottage is taller", "decisive": ("stone", "cottage"), "response": response}
+    assert _needle.answered(Capture(tiny("llama").card, Prompts(np.array([[1, 2]]), facts=(facts,)), {})).tolist() == [passes]
+
+
+def test_the_tokens_that_decide_must_be_the_models_own_choice():
+    """Three of four are right in each of the tests."""
+    prompts = Prompts(
+        np.array([[7, 8, 20, 21, 22, 23]] * 4),
+        rows={"answer": np.array([[1, 2, 3, 4]] * 4)},
+        facts=({"decisive_tokens": (1, 2)}, {"decisive_tokens": (1, 2)}, {"decisive_tokens": ()}, {}),
+    )
+    choice = np.array([[20, 21, 22, 0], [20, 0, 22, 23], [20, 0, 22, 23], [20, 0, 22, 23]])
+    seen = Capture(tiny("llama").card, prompts, {_needle.PREDICTED: NextTokenValue(choice, np.zeros((4, 4)))})
+    assert _needle.answered(seen).tolist() == [True, False, True, True]
 
 
 def test_the_null_of_reasoning_is_as_wide_as_the_answer(model, hay):
