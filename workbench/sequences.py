@@ -58,8 +58,8 @@ class TokenClass:
     @property
     def follows(self) -> Int[np.ndarray, " I"]:
         """For each word of the class the word that follows it; −1 where there is none, or none with a token."""
-        after = [self.words.successor(item) for item in range(len(self.words.members))]
-        return np.array([-1 if one is None or one not in self.present else one for one in after], np.int64)
+        after, present = [self.words.successor(item) for item in range(len(self.words.members))], set(self.present)
+        return np.array([-1 if one is None or one not in present else one for one in after], np.int64)
 
     @property
     def counted(self) -> Bool[np.ndarray, " T"]:

@@ -50,8 +50,7 @@ def sources(heads: HeadWeights, ids_T: Int[Tensor, " T"], source: str = "mlp0", 
 
 def readout(heads: HeadWeights, ids_C: Int[Tensor, " C"] | None = None, norms: Norms | None = None) -> Float[Tensor, "D C"]:
     """From the residual stream to the logits of these tokens (all by default), less each logit's mean over the vocabulary."""
-    columns_DC = heads.unembedding()
-    columns_DC = columns_DC if ids_C is None else columns_DC[:, ids_C.to(columns_DC.device)]
+    columns_DC = heads.unembedding(ids_C)
     return heads.final_norm() @ columns_DC if (norms or Norms()).final else columns_DC
 
 

@@ -141,10 +141,11 @@ class HeadWeights:
         """W_E, one row per token id."""
         return self._hf.get_submodule(self._family.embedding).weight.float()
 
-    def unembedding(self) -> Float[Tensor, "D V"]:
-        """W_U, one column per token id, less its mean over the tokens, which no probability depends on."""
-        weight_VD = self._hf.get_output_embeddings().weight.float()
-        return (weight_VD - weight_VD.mean(0)).T
+    def unembedding(self, ids: Int[Tensor, " V"] | None = None) -> Float[Tensor, "D V"]:
+        """W_U, one column per token id (all by default), less its mean over all tokens, which no probability depends on."""
+        weight_VD = self._hf.get_output_embeddings().weight
+        mean_D = weight_VD.mean(0, dtype=torch.float32)
+        return ((weight_VD if ids is None else weight_VD[ids]).float() - mean_D).T
 
     def input_norm(self, layer: int) -> Float[Tensor, "D D"]:
         """The linear part of the norm in front of a layer's attention: gain, after centring where the norm centres."""
@@ -156,8 +157,13 @@ class HeadWeights:
 
     def attention_post_norm(self, layer: int) -> Float[Tensor, "D D"] | None:
         """The linear part of the norm behind a layer's attention; None where the block has none."""
+        module = self.attention_post_norm_module(layer)
+        return None if module is None else self._norm(module)
+
+    def attention_post_norm_module(self, layer: int) -> Any:
+        """The module of the norm behind a layer's attention; None where the block has none."""
         name = self._family.attention_post_norm
-        return None if name is None else self._norm(self._blocks[layer].get_submodule(name))
+        return None if name is None else self._blocks[layer].get_submodule(name)
 
     def embedded(self, ids_T: Int[Tensor, " T"]) -> Float[Tensor, "T D"]:
         """What enters the first block for these tokens: rows of W_E, scaled where the model scales them, position embeddings left out."""

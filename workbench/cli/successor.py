@@ -1,7 +1,7 @@
 """Does a head increment? The command that shows one head class by class."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,6 +9,9 @@ from workbench.cli import show
 from workbench.cli.app import Device, Dtype, Json, ModelName, Revision, app
 from workbench.errors import InputError
 from workbench.sources import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @app.command()
@@ -44,21 +47,35 @@ def successor(
     seen = None if words is None else in_class(weights, chosen, words, norms=norms)
     title = f"{loaded.name} {chosen}: {words}, norms {norms.describe()}"
     page = None if out is None or seen is None else views.save_html(views.class_figure(seen.logits_TC, seen.texts, title), out)
-    pairs = [] if seen is None else list(zip(seen.texts, seen.best, seen.right, strict=True))
+    pairs = (
+        [] if seen is None else [dict(zip(("token", "writes", "successor"), row, strict=True)) for row in zip(seen.texts, seen.best, seen.right, strict=True)]
+    )
+    facts = {"model": loaded.name, "head": str(chosen), "norms": norms.describe(), "classes": table.to_dict("records")}
+    files = {} if page is None else {"page": str(page)}
     if as_json:
-        rows = [{"token": token, "writes": best, "successor": right} for token, best, right in pairs]
-        facts = {"model": loaded.name, "head": str(chosen), "norms": norms.describe(), "classes": table.to_dict("records")}
-        return show.as_json({**facts, **({"class": words, "tokens": rows} if pairs else {}), **({"page": str(page)} if page is not None else {})})
-    numbers = tuple(name for name in table.columns if name not in ("class", "held_out"))
-    shown = show.table("class", *(name.replace("_", " ") for name in numbers), numbers=tuple(name.replace("_", " ") for name in numbers))
-    for row in table.to_dict("records"):
-        label = row["class"] + (" (held out)" if row["held_out"] else "")
-        shown.add_row(label, *(f"{row[name]:.2f}" if isinstance(row[name], float) else str(row[name]) for name in numbers))
-    show.result(f"{loaded.name} {chosen}, norms: {norms.describe()}", "", shown)
-    if pairs:
-        marks = {True: "successor", False: "", None: "has no successor"}
-        inside = show.table("looks at", "writes most", "")
-        for token, best, right in pairs:
-            inside.add_row(repr(token), repr(best), marks[right])
-        show.result("", inside)
-    return show.result(f"\nmatrix  {page}") if page is not None else None
+        return show.as_json({**facts, **({"class": words, "tokens": pairs} if pairs else {}), **files})
+    inside = ["", _tokens(pairs)] if pairs else []
+    return show.result(
+        f"{loaded.name} {chosen}, norms: {norms.describe()}", "", _classes(facts["classes"]), *inside, *(f"\nmatrix  {file}" for file in files.values())
+    )
+
+
+def _classes(rows: list[dict[str, Any]]) -> "Table":
+    """A line for each class; held-out ones have a star."""
+    from workbench.successor.table import MEASURES
+
+    names = ("tokens", *MEASURES)
+    words = ("tokens", "score", "itself", "before", "all tokens", "no MLP0", "raw", "shuffled", "chance")
+    shown = show.table("class", *words, numbers=words)
+    for row in rows:
+        cells = (f"{row[name]:.2f}" if isinstance(row[name], float) else str(row[name]) for name in names)
+        shown.add_row(row["class"] + ("*" if row["held_out"] else ""), *cells)
+    return shown
+
+
+def _tokens(pairs: list[dict[str, Any]]) -> "Table":
+    """A line for each token of a class."""
+    shown, marks = show.table("looks at", "writes most", ""), {True: "successor", False: "", None: "has no successor"}
+    for row in pairs:
+        shown.add_row(repr(row["token"]), repr(row["writes"]), marks[row["successor"]])
+    return shown

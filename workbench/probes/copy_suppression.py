@@ -70,7 +70,7 @@ def qk_match(weights: Weights, head: Head, query: str = "unembedding", tokens: i
         raise InputError(f"queries are {' or '.join(QUERIES)}, not {query!r}")
     ids_T = on(weights, sample(weights, tokens)[0])
     embedded_TD = sources(weights.heads, ids_T, "effective")
-    asked_TD = weights.heads.unembedding()[:, ids_T].T if query == "unembedding" else embedded_TD
+    asked_TD = weights.heads.unembedding(ids_T).T if query == "unembedding" else embedded_TD
     norm_DD, attention = weights.heads.input_norm(head.layer), weights.heads.attentions[head.layer]
     sides = []
     for name, x_TD, w_DE in (("q_norm", asked_TD, weights.heads.q(head)), ("k_norm", embedded_TD, weights.heads.k(head))):
