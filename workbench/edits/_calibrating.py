@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from workbench.edits._edit import Scene
 from workbench.edits.sinks import SinkRule
 from workbench.errors import InputError
+from workbench.kernels import sums
 from workbench.kernels.changed import Step, reduced, strips
 from workbench.kernels.inputs import Attention, Wanted
 
@@ -21,7 +22,10 @@ LEAST = 1e-12
 THIN = {torch.float32: 0.1}
 """Rows with less than this beside their sinks are computed from probabilities: a difference of outputs would lose its digits. Half precision: 0.25."""
 
-FEW = 8
+AT_ONCE = 2**22
+"""Pairs of a row and a sink that are held at once."""
+
+FEW = 4
 """The short way is taken if a head has at most one sink in this many keys."""
 
 
@@ -166,16 +170,9 @@ def corrected(step: Calibrating, attention: Attention, z: Any, lse_BHR: Tensor, 
         tensor.repeat_interleave(attention.group, dim=1).gather(2, index_BHS[..., None].expand(-1, -1, -1, size)).float()
         for tensor in (attention.k_BGKE, attention.v_BGKE)
     )
-    score = (attention.q_BHRE.float() @ k_BHSE.mT).mul_(attention.scaling)
-    if attention.softcap is not None:
-        score = score.div_(attention.softcap).tanh_().mul_(attention.softcap)
-    low, pos = (edge_BR[:, None, :, None] for edge_BR in (attention.low_BR, attention.pos_BR))
-    key = index_BHS[:, :, None]
-    hidden = ~there_BHS[:, :, None] | (key > pos) | (key < low)
-    p_BHRS = score.sub_(lse_BHR[..., None]).exp_().masked_fill_(hidden, 0)
-    mass_BHR1 = p_BHRS.sum(-1, keepdim=True)
+    key_BHS = index_BHS.masked_fill(~there_BHS, attention.keys)  # which no row sees
+    on_sinks, mass_BHR1 = _written(attention, key_BHS, k_BHSE, v_BHSE, lse_BHR)
     rest_BHR1 = 1 - mass_BHR1
-    on_sinks = p_BHRS @ v_BHSE
     more_BHR1 = 1 + (1 - step.edit.beta) * mass_BHR1 / rest_BHR1.clamp(min=LEAST)
     changed = ((z.float() - on_sinks) * more_BHR1 + step.edit.beta * on_sinks).to(z.dtype)
     thin_R = (rest_BHR1 < THIN.get(z.dtype, 0.25)).any(dim=(0, 1))[:, 0] if batch * heads else None
@@ -184,3 +181,28 @@ def corrected(step: Calibrating, attention: Attention, z: Any, lse_BHR: Tensor, 
         few = replace(attention, q_BHRE=attention.q_BHRE[:, :, row_R], pos_BR=attention.pos_BR[:, row_R], memo={})
         changed[:, :, row_R] = reduced(few, strips(few, [step]), Wanted(output=True)).z_BHRE
     return changed
+
+
+def _written(attention: Attention, key_BHS: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, lse_BHR: Tensor) -> tuple[Tensor, Tensor]:
+    """What some keys of each head write, and their mass, in strips of rows; keys beyond all rows stand for none."""
+    batch, heads, rows, _ = attention.q_BHRE.shape
+    step = max(1, AT_ONCE // (batch * heads * key_BHS.shape[-1]))
+    fused = attention.softcap is None and attention.q_BHRE.dtype == torch.float32 and attention.q_BHRE.device.type == "cpu"
+    parts = []
+    for cut in (slice(begin, begin + step) for begin in range(0, rows, step)):
+        low, pos = (edge_BR[:, None, cut, None] for edge_BR in (attention.low_BR, attention.pos_BR))
+        hidden_BHRS = (key_BHS[:, :, None] > pos) | (key_BHS[:, :, None] < low)
+        q_BHRE, lse_BHR1 = attention.q_BHRE[:, :, cut], lse_BHR[:, :, cut, None]
+        if fused:
+            mask = torch.zeros(hidden_BHRS.shape).masked_fill_(hidden_BHRS, sums.HIDDEN)
+            mean, own_BHR = sums.flash(q_BHRE, k_BHSE, v_BHSE, attention.scaling, mask)
+            mass_BHR1 = (own_BHR[..., None] - lse_BHR1).exp()
+            parts.append((mean * mass_BHR1, mass_BHR1))
+            continue
+        score = (q_BHRE.float() @ k_BHSE.mT).mul_(attention.scaling)
+        if attention.softcap is not None:
+            score = score.div_(attention.softcap).tanh_().mul_(attention.softcap)
+        p_BHRS = score.sub_(lse_BHR1).exp_().masked_fill_(hidden_BHRS, 0)
+        parts.append((p_BHRS @ v_BHSE, p_BHRS.sum(-1, keepdim=True)))
+    on_sinks, mass = (torch.cat(part, dim=2) for part in zip(*parts, strict=True))
+    return on_sinks, mass
