@@ -560,9 +560,11 @@ def test_running_out_of_memory_names_a_smaller_chunk(monkeypatch, chunk, tokens,
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes. Error code 12 (Cannot allocate memory)"),
             " (asked for 64 bytes)",
         ),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64 bytes."), " (asked for 64 bytes)"),
+        (torch.OutOfMemoryError("out of memory"), ""),
         (MemoryError(), ""),
     ],
-    ids=["cuda", "cpu", "numpy"],
+    ids=["cuda", "cpu", "short", "silent", "numpy"],
 )
 @pytest.mark.parametrize(
     ("architecture", "settings", "more", "said"),
