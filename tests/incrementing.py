@@ -91,3 +91,19 @@ def residue_model() -> HFModel:
     turn[10:20, 10:20] = torch.eye(10).roll(1, dims=1)
     fill(hf, torch.eye(size), [turn, *[torch.zeros(size, size)] * 5])
     return HFModel("compiled-residues", "decade and digit", hf, word_tokenizer(words))
+
+
+def two_class_model() -> HFModel:
+    """Numbers and number words up to twelve: a representation is a place and a class; the INCREMENT head moves the place on."""
+    words = [str(number) for number in range(1, 13)] + [f" {word}" for word in CLASSES["number words"].members[:12]]
+    size = 18  # twelve places, two classes, and what makes six heads divide it
+    hf, rows = empty_llama(size, len(words) + 1), torch.zeros(len(words) + 1, size)
+    for place in range(24):
+        rows[place + 1, place % 12] = rows[place + 1, 12 + place // 12] = 1
+    hf.model.embed_tokens.weight.data = rows.clone()
+    mlp = hf.model.layers[0].mlp
+    mlp.gate_proj.weight.data, mlp.up_proj.weight.data, mlp.down_proj.weight.data = 5 * torch.eye(size), torch.eye(size), torch.eye(size)
+    hf.lm_head.weight.data = rows.clone()
+    step = torch.diag(torch.ones(11), 1)
+    fill(hf, torch.eye(size), [torch.block_diag(step, torch.eye(size - 12)), *[torch.zeros(size, size)] * 5])
+    return HFModel("compiled-places", "place and class", hf, word_tokenizer(words))

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from eager import random_prompts, tiny
-from incrementing import COPY, DECREMENT, IDLE, INCREMENT, RANDOM, SUPPRESS, incrementing_model, residue_model, word_tokenizer
+from incrementing import COPY, DECREMENT, IDLE, INCREMENT, RANDOM, SUPPRESS, incrementing_model, residue_model, two_class_model, word_tokenizer
 from typer.testing import CliRunner
 
 from workbench import measure
@@ -31,6 +31,7 @@ from workbench.successor import (
     direct_effects,
     greater_than,
     head_table,
+    held_out_pairs,
     in_class,
     kinds_by_head,
     left_out,
@@ -41,6 +42,7 @@ from workbench.successor import (
     of_features,
     of_means,
     of_probe,
+    put_together,
     represent,
     steer,
     strongest,
@@ -529,6 +531,21 @@ def test_the_greater_than_bias_by_a_loop():
     assert value_LH[1, 3] == pytest.approx(np.mean(expected), abs=1e-4)
     with pytest.raises(InputError, match="earlier and later words take three words with tokens; days have 0"):
         greater_than(weights_of(model), tokens_of(model.tokenizer, "days"))
+
+
+def test_a_pair_of_place_and_class_is_put_together_from_others_and_the_head_reads_it():
+    weights = weights_of(two_class_model())
+    found = represent(weights, ["numbers", "number words"])
+    held = np.zeros(24, bool)
+    held[4] = True
+    np.testing.assert_allclose(put_together(found, held), found.x_ND, atol=1e-3)
+    table = held_out_pairs(weights, INCREMENT, found)
+    assert table["class"].tolist() == ["numbers", "number words"]
+    assert table["pairs"].tolist() == [11, 11]
+    np.testing.assert_allclose(table[["cosine", "real", "rebuilt"]], 1, atol=1e-4)
+    assert (held_out_pairs(weights, Head(1, 3), found)["rebuilt"] < 0.2).all()
+    alone = represent(weights, ["numbers"])
+    assert len(held_out_pairs(weights, INCREMENT, alone)) == 0
 
 
 # ---------------------------------------------------------------- direct effects

@@ -39,7 +39,7 @@ def score(weights: Weights) -> Float[np.ndarray, "N L H"]:
 def low_share(logits_HTC: Float[Tensor, "*H T C"]) -> Float[Tensor, "*H T"]:
     """The share of each column, 0–1, that lies at or below the token's own logit, which is on the diagonal; 1 where all are equal."""
     own_HT = logits_HTC.diagonal(dim1=-2, dim2=-1)
-    return (logits_HTC <= own_HT[..., None]).float().mean(-1)
+    return (logits_HTC <= own_HT[..., None]).sum(-1) / logits_HTC.shape[-1]
 
 
 def sample(weights: Weights, tokens: int = TOKENS, column: int = COLUMN, seed: int = 0) -> tuple[Int[np.ndarray, " T"], Int[np.ndarray, " C"]]:

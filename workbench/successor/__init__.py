@@ -6,6 +6,7 @@ After Gould et al. 2023, Successor heads (2312.09230). The score of all heads is
 from workbench.successor.effects import Effects, direct_effects
 from workbench.successor.features import AutoencoderSettings, Dictionary, Representations, autoencoder, nmf, represent
 from workbench.successor.natural import KINDS, Kinds, kinds_by_head, numbered_listings, winning_cases
+from workbench.successor.parts import held_out_pairs, put_together
 from workbench.successor.residues import LinearProbe, Modal, agreement, left_out, linear_probe, modal, transfer
 from workbench.successor.steering import at_random, greater_than, of_features, of_means, of_probe, steer, success_table
 from workbench.successor.table import InClass, head_table, in_class, strongest
@@ -26,6 +27,7 @@ __all__ = [
     "direct_effects",
     "greater_than",
     "head_table",
+    "held_out_pairs",
     "in_class",
     "kinds_by_head",
     "left_out",
@@ -36,6 +38,7 @@ __all__ = [
     "of_features",
     "of_means",
     "of_probe",
+    "put_together",
     "represent",
     "steer",
     "strongest",

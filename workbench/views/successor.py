@@ -10,7 +10,8 @@ from jaxtyping import Float
 def class_figure(logits_TC: Float[np.ndarray, "T C"], texts: Sequence[str], title: str = "") -> go.Figure:
     """Tokens that the head looks at downwards, tokens that it writes to the right; shades are logits in standard deviations of their row.
 
-    Both in the order of the words: a successor head has a bright line to the right of the diagonal, a copying head on it.
+    Both in the order of the words: a successor head has a blue line to the right of the diagonal, a copying head on it; a head that suppresses what it
+    looks at has a red one on it.
     """
     shade_TC = (logits_TC - logits_TC.mean(1, keepdims=True)) / np.maximum(logits_TC.std(1, keepdims=True), 1e-12)
     labels = [repr(text)[1:-1] for text in texts]
