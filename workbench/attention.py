@@ -32,6 +32,7 @@ from workbench.models import HFModel
 from workbench.prompts import Prompts
 from workbench.reads import LayerRead
 from workbench.rows import Rows, between
+from workbench.weights import FAMILIES
 
 
 @dataclass
@@ -81,6 +82,10 @@ class Tap:
             chosen = self._rows(name, attention.keys, window, q_BHQE.device)
             values |= run.observe(attention, statistics if name is None else None, chosen, self._wanted(chosen, name), reads, z_BHQE)
         return z_BHQE, values
+
+    def see_residual(self, _block: Any, args: tuple, given: dict[str, Any]) -> None:
+        """Note the input of the block that is about to run: a hook on it."""
+        self.residual = args[0] if args else given["hidden_states"]
 
     def _change(self, layer: int) -> Change | None:
         """What the edits do to where the rows of a layer look; None if nothing."""
@@ -150,11 +155,16 @@ def tapped(model: HFModel, tap: Tap) -> Generator[Any, None, None]:
     """The model's module with `tap` in every attention layer; restored to what it was, whatever happens."""
     with model.attention(REFERENCE if tap.implementation == "reference" else STREAMING) as hf:
         tap.model = model
+        handles = []
         try:
             for layer, module in enumerate(model.weights.attentions):
                 module.workbench_tap = (layer, tap)
+            if any(edit.sees_residual for edit in tap.edits):
+                handles += [block.register_forward_pre_hook(tap.see_residual, with_kwargs=True) for block in model.hf.get_submodule(FAMILIES[model.config.model_type].blocks)]
             yield hf
         finally:
+            for handle in handles:
+                handle.remove()
             for module in model.weights.attentions:
                 module.__dict__.pop("workbench_tap", None)
 
