@@ -449,6 +449,49 @@ def test_a_generation_feeds_what_lies_where_the_model_is_and_asks_for_one_row_of
     assert asked == [(size, 1, True) for size in (8, 8, 3, 1, 1, 1)]
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 18, 19, 100])
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_prompt_that_is_prefilled_in_chunks_gets_the_same_answer(phase, chunk):
+    """With a window, and heads of which the edits change queries and outputs."""
+    model, edits = without_end("gemma2"), [Ablate((Head(0, 1),), "uniform", phase), Ablate((Head(1, 0),), "zero", phase)]
+    whole, pieces = (generate(model, question(), ANSWER, max_new_tokens=3, edits=edits, chunk=size) for size in (None, chunk))
+    np.testing.assert_array_equal(pieces.prompts.ids_BT, whole.prompts.ids_BT)
+    for read in ANSWER:
+        for one, other in zip(fields(pieces[read]), fields(whole[read]), strict=True):
+            np.testing.assert_allclose(one, other, atol=2e-5, err_msg=str(read))
+
+
+@pytest.mark.parametrize("settings", [{"chunk": 0}, {"chunk": -1, "implementation": "torch"}, {"chunk": 4, "implementation": "reference"}])
+def test_a_generation_refuses_chunks_of_nothing_and_of_the_reference(settings):
+    with pytest.raises(InputError) as caught:
+        generate(tiny("llama"), question(), [], **settings)
+    assert str(caught.value) == "a chunk has at least one token, and the reference implementation makes none; use torch or triton"
+
+
+@pytest.mark.parametrize("run", [capture, generate])
+def test_an_implementation_is_chosen_for_the_device_the_length_and_the_size_of_heads(monkeypatch, run):
+    asked = []
+    monkeypatch.setattr(captures, "choose", lambda *all_of_it: asked.append(all_of_it) or "torch")
+    seen = run(tiny("qwen3"), random_prompts(1, 9), [])
+    assert asked == [("auto", torch.device("cpu"), 9, 12)]
+    assert dict(seen.provenance) == {"implementation": "torch", "dtype": "float32", "device": "cpu", "edits": []}
+    assert seen.card == tiny("qwen3").card
+
+
+class Saying(nn.Module):
+    """A tokenizer that says how it was asked."""
+
+    def decode(self, ids, skip_special_tokens=False):
+        return f"{len(ids)} tokens, {'without' if skip_special_tokens else 'with'} special ones"
+
+
+def test_a_response_leaves_special_tokens_out():
+    heard, model = [], HFModel("x", "x", tiny("llama").hf, Saying())
+    seen = generate(model, question(), [], max_new_tokens=2, stop=lambda text: bool(heard.append(text)))
+    assert seen.prompts.facts == ({"depth": 0.5, "response": "2 tokens, without special ones"},)
+    assert heard == ["1 tokens, with special ones", "2 tokens, with special ones"]
+
+
 def test_decoding_edits_do_not_reach_the_prefilled_rows():
     """Keys and values of the prompt are those of the unedited model, so the first answer row differs from its own edits only."""
     model, read = without_end("llama"), Peak("answer")
@@ -463,7 +506,7 @@ def test_decoding_edits_do_not_reach_the_prefilled_rows():
     [(random_prompts(2), 5), (random_prompts(1, 1), 5), (random_prompts(1, 2), 0), (random_prompts(1, 4, padding=np.array([1])), 5)],
 )
 def test_generation_takes_one_prompt_of_two_tokens_and_makes_one(prompts, tokens):
-    with pytest.raises(InputError, match="generation takes one prompt of at least two tokens at a time, without padding, and makes at least one token"):
+    with pytest.raises(InputError, match=r"^generation takes one prompt of at least two tokens at a time, without padding, and makes at least one token$"):
         generate(tiny("llama"), prompts, [], max_new_tokens=tokens)
 
 
