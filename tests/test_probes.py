@@ -11,6 +11,7 @@ import torch
 
 from workbench import probes
 from workbench.captures import Capture
+from workbench.conversations import Conversations
 from workbench.documents import DocumentSearch
 from workbench.errors import InputError
 from workbench.given import from_patterns
@@ -19,7 +20,6 @@ from workbench.needles import NeedleTests
 from workbench.probes import PROBES, Probe, _needle, _sinks, copying, pattern_of, probe, rest
 from workbench.prompts import Prompts
 from workbench.reads import Mass, NextToken, NextTokenValue
-from workbench.conversations import Conversations
 from workbench.recipes import NaturalText, RandomTokens, RepeatedTokens
 from workbench.tiny import random_model
 from workbench.weights import Weights
@@ -363,6 +363,32 @@ def test_sink_anywhere_leaves_out_the_last_quarter_of_64_tokens(key, counts):
     pattern_QK[key:, key] = 1
     value = of_one_head("sink_anywhere", Prompts(np.zeros((1, 64), np.int64)), pattern_QK[None])[0]
     assert value == (1 if counts else 0)
+
+
+@pytest.mark.parametrize("name", ["attention_sink_random", "attention_sink_repeated"])
+def test_sinks_of_other_inputs_are_those_of_text(name):
+    held_to(name, lambda prompts, b, p: np.mean([p[row, 0] for row in range(prompts.length)]))
+
+
+@pytest.mark.parametrize(
+    ("name", "bar"),
+    [
+        ("later_sink_alpha_n", lambda key, length: 5 / length),
+        ("later_sink_absolute", lambda key, length: 0.1),
+        ("later_sink_uniform", lambda key, length: 5 * sum(1 / n for n in range(key + 1, length + 1)) / (length - key)),
+    ],
+)
+@pytest.mark.parametrize("length", [12, 80])
+def test_later_sinks_are_keys_above_the_bar_in_the_first_three_quarters_but_the_first(name, bar, length):
+    def one(prompts, b, p):
+        received = {key: np.mean([p[row, key] for row in range(key, length)]) for key in range(1, length * 3 // 4)}
+        return float(any(value > bar(key, length) for key, value in received.items()))
+
+    held_to(name, one, length=length)
+
+
+def test_user_attention_is_the_mass_on_the_users_tokens_over_the_answers_rows():
+    held_to("user_attention", lambda prompts, b, p: np.mean([sum(p[row, key] for key in range(*prompts.spans["user"][b])) for row in range(30, 45)]))
 
 
 def test_entropy_is_that_of_a_row_over_the_log_of_its_length_without_the_first_row():

@@ -207,7 +207,7 @@ def _weighed(model: HFModel, group: Group, shuffle: int | None) -> Part:
 
 def _uniform(model: HFModel, group: Group, prompts: Prompts) -> Part:
     """What a head that attends equally to all it sees would score."""
-    reads = [read for read in group.reads if not isinstance(read, NextToken)]
+    reads: list[Any] = [read for read in group.reads if not isinstance(read, NextToken)]
     return _scored(group, uniform(model.card, prompts.only(0), reads))
 
 

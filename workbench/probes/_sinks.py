@@ -18,7 +18,7 @@ TEXT: Mapping[str, Recipe] = {"quick": NaturalText(length=64, count=16), "paper"
 
 def tokens(repeated: bool) -> dict[str, Recipe]:
     """Random tokens, or one repeated, by preset."""
-    return {"quick": RandomTokens(repeated=repeated), "paper": RandomTokens(count=100, repeated=repeated)}
+    return {"quick": RandomTokens(count=8, repeated=repeated), "paper": RandomTokens(count=100, repeated=repeated)}
 
 
 def first(capture: Capture) -> Float[np.ndarray, "N L H"]:
