@@ -200,7 +200,7 @@ def main() -> None:
         f"## Number mod 10 in MLP0 representations ({len(found.number)} tokens; {found.restricted})\n\n{markdown(dictionaries)}",
         f"A linear probe trained on numbers alone, and (below) on all classes but one:\n\n{markdown(transfer(found))}\n\n{markdown(left_out(found))}",
         f"## A place and a class, put together from other tokens and read by {best}\n\n{markdown(held_out_pairs(weights, best, found))}",
-        f"## Steering {best} by vector arithmetic, at the scale that works best for each kind of direction\n\n{markdown(at_best_scale(steered))}",
+        f"## Steering {best} by vector arithmetic, at the best scale of each kind of direction, random ones too\n\n{markdown(at_best_scale(steered))}",
         f"## Greater-than bias, standard deviations of the logits within a class\n\n{markdown(bias(weights, model, best))}",
         *on_text(cases, chosen.contexts),
         f"## Cases won on 64 numbered listings\n\n{markdown(listed.head(6))}",
