@@ -195,6 +195,13 @@ def test_a_sample_of_all_rows_is_no_sample(count):
     assert not seen.standard_error(Entropy()).any()
 
 
+@pytest.mark.parametrize(("count", "fewer"), [(23, True), (24, False), (25, False), (60, False)])
+def test_of_padded_prompts_the_padding_is_not_sampled(count, fewer):
+    seen = capture(tiny("llama"), prompts_of(np.array([16, 16])), [Entropy()], sample=count)
+    assert seen.sampled == ({Entropy()} if fewer else set())
+    assert seen[Entropy()].shape[-1] == (23 if fewer else 40)
+
+
 @pytest.mark.parametrize("skip", [0, 1, 9])
 def test_means_and_standard_errors_by_hand(skip):
     prompts = prompts_of()
