@@ -1,0 +1,28 @@
+"""Which heads' attention sinks hurt? ACT's offline search (Yu et al. 2024), screened, tested sequentially, and evaluated on held-out questions."""
+
+from workbench.calibration.evaluation import answers, evaluate, mcnemar
+from workbench.calibration.result import LABEL, RULE, SCORE, Asked, Calibration, calibrate, encoded
+from workbench.calibration.search import Search, Setting, search
+from workbench.calibration.sequential import ENOUGH, Tally, e_value
+from workbench.calibration.taps import prepare, screen
+
+__all__ = [
+    "ENOUGH",
+    "LABEL",
+    "RULE",
+    "SCORE",
+    "Asked",
+    "Calibration",
+    "Search",
+    "Setting",
+    "Tally",
+    "answers",
+    "calibrate",
+    "e_value",
+    "encoded",
+    "evaluate",
+    "mcnemar",
+    "prepare",
+    "screen",
+    "search",
+]
