@@ -104,7 +104,7 @@ def main() -> None:
     remarks = [
         f"{given.model}, one passage of {given.length} tokens of the default text, {given.implementation}, {kind}, {model.device.type}, seed {given.seed}.",
         (
-            f"{given.rounds} rounds, the ways in turns, every second round backwards. `ratio` is the median of each round's ratio to the plain pass, with quartiles; "
+            f"{given.rounds} rounds, the ways in turns, every second round backwards. `ratio`: the median of each round's to the plain pass, and quartiles; "
             "`CPU ratio` is the same of the seconds that all cores worked, which other work on the machine disturbs less. "
             f"The target for the edit is {TARGET}."
         ),

@@ -379,6 +379,24 @@ def test_corrected_outputs_are_those_of_the_probabilities(monkeypatch, sharp, dt
     torch.testing.assert_close(short, exact, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("sharp", [1.5, 6, 12, 30])
+def test_heads_with_many_rows_on_sinks_are_as_exact(monkeypatch, sharp):
+    """Rows with nothing left beside their sinks among them, which stay as they are."""
+    rng, prompts = torch.Generator().manual_seed(1), Prompts(np.arange(800).reshape(2, 400) % 400)
+    q, k, v = (torch.randn(2, heads, 400, 16, generator=rng) for heads in (4, 2, 2))
+    k[:, :, [5, 40]] *= sharp
+    attention = Attention(q, k, v, torch.arange(400, dtype=torch.int32).expand(2, -1), torch.zeros(2, dtype=torch.int32), 0.3)
+    hidden = []
+    monkeypatch.setattr(calibrating, "_rest", lambda *args, rest=calibrating._rest: hidden.append(0) or rest(*args))
+
+    def step():
+        return Calibrate(beta=0.3, tokens=(5, 40)).opened(calibrating.Scene(0, (0, 1, 2, 3), attention, prompts, tiny("llama"), None, {}))
+
+    exact = changed.reduced(attention, changed.strips(attention, [step()]), Wanted(output=True)).z_BHRE
+    torch.testing.assert_close(step().outputs(attention, blocked), exact, atol=2e-4, rtol=2e-4)
+    assert bool(hidden) == (sharp > 2)
+
+
 def test_the_short_way_makes_no_strips(monkeypatch):
     monkeypatch.setattr(changed, "strips", lambda *args: 1 / 0)
     monkeypatch.setattr(calibrating, "THIN", {torch.float32: 0.0})

@@ -13,17 +13,20 @@ from workbench.edits._edit import Scene
 from workbench.edits.sinks import SinkRule
 from workbench.errors import InputError
 from workbench.kernels import sums
-from workbench.kernels.changed import Step, reduced, strips
+from workbench.kernels.changed import Step, reduced, strips, subset
 from workbench.kernels.inputs import Attention, Wanted
 
 LEAST = 1e-12
 """A row with less than this beside its sinks has no recipient."""
 
-THIN = {torch.float32: 0.1}
+THIN = {torch.float32: 0.05}
 """Rows with less than this beside their sinks are computed from probabilities: a difference of outputs would lose its digits. Half precision: 0.25."""
 
 AT_ONCE = 2**22
 """Pairs of a row and a sink that are held at once."""
+
+MANY_ROWS = 128
+"""A head with more rows of that kind is computed by one more pass of flash attention, where that runs."""
 
 FEW = 4
 """The short way is taken if a head has at most one sink in this many keys."""
@@ -163,7 +166,7 @@ def calibrated(p_BHRK: Float[Tensor, "B H R K"], sink: Bool[Tensor, "B H _ K"], 
 def corrected(step: Calibrating, attention: Attention, z: Any, lse_BHR: Tensor, most: int) -> Float[Tensor, "B H R E"]:
     """z' = (z − z_S) (1 + m / R) + β z_S, where z_S is what the sinks, at most `most` in a head, write; rows with little beside them from probabilities."""
     assert step.sink_BHK is not None
-    batch, heads, _, size = z.shape
+    size = z.shape[-1]
     index_BHS = step.sink_BHK.int().topk(most, dim=-1).indices.sort(-1).values
     there_BHS = step.sink_BHK.gather(-1, index_BHS)
     k_BHSE, v_BHSE = (
@@ -175,12 +178,38 @@ def corrected(step: Calibrating, attention: Attention, z: Any, lse_BHR: Tensor, 
     rest_BHR1 = 1 - mass_BHR1
     more_BHR1 = 1 + (1 - step.edit.beta) * mass_BHR1 / rest_BHR1.clamp(min=LEAST)
     changed = ((z.float() - on_sinks) * more_BHR1 + step.edit.beta * on_sinks).to(z.dtype)
-    thin_R = (rest_BHR1 < THIN.get(z.dtype, 0.25)).any(dim=(0, 1))[:, 0] if batch * heads else None
-    if thin_R is not None and thin_R.any():
-        row_R = thin_R.nonzero()[:, 0]
-        few = replace(attention, q_BHRE=attention.q_BHRE[:, :, row_R], pos_BR=attention.pos_BR[:, row_R], memo={})
-        changed[:, :, row_R] = reduced(few, strips(few, [step]), Wanted(output=True)).z_BHRE
+    thin_HR = (rest_BHR1[..., 0] < THIN.get(z.dtype, 0.25)).any(0)
+    for head in thin_HR.any(-1).nonzero()[:, 0].tolist():
+        row_R = thin_HR[head].nonzero()[:, 0]
+        alone, sink_B1K = subset(attention, (head,)), step.sink_BHK[:, head : head + 1]
+        if len(row_R) > MANY_ROWS and sums.applies(attention, Wanted(output=True, received=frozenset({"sum"}))):
+            mean_BRE, share_BR1 = _rest(alone, sink_B1K, lse_BHR[:, head])
+            whole_BRE = (1 - step.edit.beta * mass_BHR1[:, head]) * mean_BRE + step.edit.beta * on_sinks[:, head]
+            changed[:, head, row_R] = torch.where(share_BR1 <= LEAST, z[:, head], whole_BRE)[:, row_R]
+            continue
+        few = replace(alone, q_BHRE=alone.q_BHRE[:, :, row_R], pos_BR=alone.pos_BR[:, row_R], memo={})
+        changed[:, head, row_R] = reduced(few, strips(few, [_Given(sink_B1K, step.edit.beta)]), Wanted(output=True)).z_BHRE[:, 0]
     return changed
+
+
+class _Given(Step):
+    """Calibration of one head by sinks that are known."""
+
+    def __init__(self, sink_B1K: Tensor, beta: float) -> None:
+        super().__init__([0])
+        self.sink_B1K, self.beta = sink_B1K, beta
+
+    def on_pattern(self, p_BHRK: Tensor, pos_BR: Tensor) -> Tensor:
+        """Calibrated."""
+        return calibrated(p_BHRK, self.sink_B1K[:, :, None, : p_BHRK.shape[-1]], self.beta)
+
+
+def _rest(alone: Attention, sink_B1K: Tensor, lse_BR: Tensor) -> tuple[Tensor, Tensor]:
+    """What the keys that are no sinks write on average, [B, R, E], for one head, and their share: flash attention with the sinks hidden in one dimension."""
+    q, k, v = (pad(tensor, (0, 8)) for tensor in (alone.q_BHRE, alone.k_BGKE, alone.v_BGKE))
+    q[..., -1], k[..., -1] = 1.0, sink_B1K * (sums.HIDDEN / alone.scaling)
+    mean_B1RE, own_B1R = sums.flash(q, k, v, alone.scaling)
+    return mean_B1RE[:, 0, :, :-8], (own_B1R[:, 0] - lse_BR).exp()[..., None]
 
 
 def _written(attention: Attention, key_BHS: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, lse_BHR: Tensor) -> tuple[Tensor, Tensor]:
