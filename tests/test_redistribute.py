@@ -10,7 +10,7 @@ from test_implementations import ALL, fields, prompts_of
 
 from workbench.captures import capture, generate
 from workbench.edits import Ablate, Calibrate, Redistribute, SinkRule
-from workbench.edits.redistribute import phi, redistributed, sink_dimensions, sink_tokens
+from workbench.edits.redistribute import DIMENSIONS, phi, redistributed, sink_dimensions, sink_tokens
 from workbench.errors import InputError
 from workbench.heads import Head
 from workbench.prompts import Prompts
@@ -121,6 +121,11 @@ def test_phi_of_known_vectors():
     noise = torch.randn(1, 500, 4096, generator=torch.Generator().manual_seed(0))
     assert float(phi(noise, (7,)).square().mean().sqrt()) == pytest.approx(1, abs=0.1)
     assert not sink_tokens(noise, (7, 8)).any()
+
+
+def test_known_dimensions_make_edits():
+    for dims in DIMENSIONS.values():
+        assert Redistribute(("image",), dims).dims == dims
 
 
 def test_dimensions_are_found_at_the_first_real_token():

@@ -16,6 +16,7 @@ from workbench.heads import Head
 from workbench.prompts import Prompts
 from workbench.reads import Entropy, HeadOutput, Mass, NextToken, Pattern
 from workbench.rotary import frequencies, rotated
+from workbench.streaming_text import losses, recomputed
 from workbench.tiny import ARCHITECTURES, random_model
 
 T = 22
@@ -198,3 +199,29 @@ def test_sizes_are_checked(sizes):
 
 def test_it_describes_itself():
     assert Stream(heads=(Head(1, 0),)).describe() == {"edit": "stream", "sinks": 4, "window": 252, "heads": ["L1H0"], "reposition": True}
+
+
+# --------------------------------------------------------------------------------------------------------------- along a whole text
+
+
+@pytest.mark.parametrize("chunk", [4, 9, 100])
+@pytest.mark.parametrize("edits", [[], [Stream(2, 5)], [Calibrate(rule=SinkRule("share", 1.5), find="running")]], ids=["dense", "stream", "calibrated"])
+def test_losses_in_chunks_are_those_of_one_pass(edits, chunk):
+    prompts = random_prompts(1, T)
+    want = -capture(tiny("llama"), prompts, [NextToken()], edits)[NextToken()].logprob[0, :-1]
+    np.testing.assert_allclose(losses(tiny("llama"), prompts.ids_BT[0], edits, chunk=chunk), want, atol=1e-3)
+
+
+def test_a_recomputed_window_is_a_text_of_its_own():
+    model, ids, rows = tiny("llama"), random_ids(1, T)[0], np.array([4, 13, T - 2])
+    for row, loss in zip(rows, recomputed(model, ids, 5, rows, batch=2), strict=True):
+        assert loss == pytest.approx(losses(model, ids[row - 4 : row + 2])[-1], abs=1e-3)
+    assert len(recomputed(model, ids, 5, rows[:0])) == 0
+    for wrong in ([3], [T - 1]):
+        with pytest.raises(InputError, match="rows lie between 4 and 20"):
+            recomputed(model, ids, 5, np.array(wrong))
+
+
+def test_a_text_of_one_token_has_no_loss():
+    with pytest.raises(InputError, match="two tokens or more"):
+        losses(tiny("llama"), np.array([5]))

@@ -188,7 +188,9 @@ def corrected(step: Calibrating, attention: Attention, z: Any, lse_BHR: Tensor, 
             changed[:, head, row_R] = torch.where(share_BR1 <= LEAST, z[:, head], whole_BRE)[:, row_R]
             continue
         few = replace(alone, q_BHRE=alone.q_BHRE[:, :, row_R], pos_BR=alone.pos_BR[:, row_R], memo={})
-        changed[:, head, row_R] = reduced(few, strips(few, [_Given(sink_B1K, step.edit.beta)]), Wanted(output=True)).z_BHRE[:, 0]
+        exact_B1RE = reduced(few, strips(few, [_Given(sink_B1K, step.edit.beta)]), Wanted(output=True)).z_BHRE
+        assert exact_B1RE is not None
+        changed[:, head, row_R] = exact_B1RE[:, 0]
     return changed
 
 
