@@ -478,6 +478,17 @@ def test_an_implementation_is_chosen_for_the_device_the_length_and_the_size_of_h
     assert seen.card == tiny("qwen3").card
 
 
+def test_a_generation_out_of_memory_names_a_smaller_chunk(monkeypatch):
+    def fail(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(Tap, "__call__", fail)
+    with pytest.raises(
+        InputError, match=r"^out of memory: 1 × 8 tokens take about 0\.00 GiB for one layer's activations, beside the weights; use --chunk 2, or --"
+    ):
+        generate(tiny("llama"), question(), [], chunk=8)
+
+
 class Saying(nn.Module):
     """A tokenizer that says how it was asked."""
 

@@ -668,6 +668,27 @@ def test_a_uniform_head_is_seen_without_its_pattern():
         np.testing.assert_allclose(seen[read], given[read], atol=1e-5, err_msg=str(read))
 
 
+def test_a_uniform_head_sees_no_padding_and_is_read_at_rows_in_their_order():
+    prompts, card = prompts_of(PADDING), tiny("llama").card
+    rows, start_B = np.arange(LENGTH), PADDING[:, None, None]
+    seen_BQK = (rows[:, None] >= rows) & (rows >= start_B)
+    pattern_BQK = seen_BQK / np.maximum(seen_BQK.sum(-1, keepdims=True), 1)
+    reads = [
+        Mass(first=2, last=3, span="needle", rows="some"),
+        Mass(last=5),
+        Entropy("some"),
+        Pattern("some"),
+        Received("sum", "some"),
+        Peak("some"),
+        Distances("some"),
+    ]
+    seen, given = uniform(card, prompts, reads), from_patterns(card, prompts, pattern_BQK[:, None, None], reads)
+    assert_same(seen, given, reads)
+    assert (seen.card, seen.prompts, given.card, given.prompts) == (card, prompts, card, prompts)
+    assert dict(seen.provenance) == {"implementation": "torch", "attention": "uniform"}
+    assert dict(given.provenance) == {"implementation": "given patterns"}
+
+
 def test_answers_are_the_same_when_the_prompt_is_read_in_chunks():
     reads = [Peak("answer"), Entropy("answer")]
     whole, pieces = (generate(tiny("llama"), random_prompts(1, 23), reads, max_new_tokens=4, chunk=chunk) for chunk in (None, 7))

@@ -220,6 +220,16 @@ def test_means_and_standard_errors_by_hand(skip):
     assert not seen.standard_error(named).any()
 
 
+def test_standard_errors_of_padded_prompts_count_their_own_rows():
+    """Of 24 rows each: 12 are read, 10 of them behind the fourth."""
+    seen = capture(tiny("llama"), prompts_of(np.array([16, 16])), [Entropy()], sample=12)
+    value = seen[Entropy()].astype(float)
+    np.testing.assert_allclose(seen.standard_error(Entropy()), value.std(-1, ddof=1) / 12**0.5 * (1 - 12 / 24) ** 0.5, atol=1e-9)
+    np.testing.assert_allclose(seen.standard_error(Entropy(), 4), value[..., 2:].std(-1, ddof=1) / 10**0.5 * (1 - 10 / 20) ** 0.5, atol=1e-9)
+    whole = capture(tiny("llama"), prompts_of(np.array([16, 16])), [Entropy()])
+    np.testing.assert_array_equal(whole.standard_error(Entropy()), np.zeros((2, 2, 6)))
+
+
 def test_the_mean_of_all_rows_lies_within_four_standard_errors():
     prompts, reads = random_prompts(4, 200), [Mass(last=64), Entropy(), Entropy(relative=True), LogSumExp()]  # spread over all rows; not rare spikes
     seen, whole = capture(tiny("llama"), prompts, reads, sample=40), capture(tiny("llama"), prompts, reads)
