@@ -309,6 +309,8 @@ def test_the_command_writes_labels_that_the_edit_reads(command, planted):
     edit = Calibrate(heads=labels.heads("calibrate"), beta=0.2, rule=SinkRule("uniform", 1.5))
     assert head in edit.heads
     assert {"heads", "held_out", "labels"} <= set(said["files"])
+    seen = CliRunner().invoke(app, ["show", str(folder / "c.json"), "--probe", "calibration_gain"])
+    assert seen.exit_code == 0, seen.output
     shown = run("--screen", 0.5)
     assert "kept" in shown.stdout
     assert str(head) in shown.stdout

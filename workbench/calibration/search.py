@@ -80,7 +80,7 @@ COLUMNS = {
     "n": "questions seen",
     "fixed": "answers turned right",
     "broken": "answers turned wrong",
-    "gain": "change of accuracy, mean over tasks, −1 to 1",
+    "gain": "change of accuracy on them, mean over tasks, −1 to 1; too large, on average, of a head that was left because it helps",
     "e_helps": "evidence that it helps; at 20 it is left, and kept",
     "e_hurts": "evidence that it hurts; at 20 it is left",
     "stopped": "helps, hurts, or futile (the questions to come could not make it help); empty if all questions were seen",
@@ -136,9 +136,10 @@ def _screened(
     first_NLH, sinks_NLH, loss_N, right_N = np.zeros(size), np.zeros(size, np.int64), np.zeros(size[0]), np.zeros(size[0], bool)
     layers = sorted({head.layer for head in candidates})
     parts = list(batched(model, every, range(len(every))))
+    for batch in parts:
+        check(model, batch.prompts, batch.prompts.length, [], [setting.edit])
     for number, batch in enumerate(parts):
         told(number, len(parts))
-        check(model, batch.prompts, batch.prompts.length, [], [setting.edit])
         seen, index = screen(model, batch, setting.edit, layers), list(batch.numbers)
         first_NLH[index], sinks_NLH[index], loss_N[index], right_N[index] = seen.first_BLH, seen.sinks_BLH, seen.loss_B, seen.right_B
     tokens_N = np.array([len(one.ids) for one in every])

@@ -16,8 +16,8 @@ def e_value(fixed: int, broken: int) -> float:
 
     E = ∫ q^f (1 − q)^b / 2^−(f+b) dq, the mean over q uniform in 1/2–1: a mixture of likelihood ratios. If every changed answer is fixed with a chance of at
     most 1/2, whatever came before, E is a non-negative supermartingale that starts at 1; so the chance that it ever reaches x is at most 1/x (Ville), and one
-    may stop whenever one likes. It speaks of one head: among m heads without use, m/20 are expected to reach 20 at most. `e_value(broken, fixed)`
-    is the evidence of the opposite.
+    may stop whenever one likes. So it is where questions are independent draws that come in random order. It speaks of one head: among m heads without use,
+    at most m/20 are expected to reach 20. `e_value(broken, fixed)` is the evidence of the opposite.
     """
     inside = float(betainc(broken + 1, fixed + 1, 0.5))  # the mass of Beta(fixed + 1, broken + 1) above 1/2
     if inside == 0:

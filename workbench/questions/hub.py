@@ -1,8 +1,10 @@
 """How does a dataset of the Hugging Face hub become questions? By a source such as `hf:owner/name:split?prompt=…&options=…&answer=…`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl
+
+import numpy as np
 
 from workbench.errors import InputError, unknown
 from workbench.questions.question import Question, answer_of
@@ -10,11 +12,11 @@ from workbench.questions.question import Question, answer_of
 FORM = "hf:owner/name[:config]:split?prompt={text} It is about&options=sport|science&answer=label"
 PARTS = ("prompt", "options", "answer", "labels")
 MOST = 2000
-"""Rows that are taken of a split, from its beginning."""
+"""Rows that are taken of a split at most, drawn with a fixed seed: many datasets are sorted by label."""
 
 
 def from_hub(source: str) -> list[Question]:
-    """Questions from the first rows (`MOST`) of a split of a dataset.
+    """Questions from the rows of a split of a dataset, or from `MOST` of them.
 
     `prompt` is a text with columns in braces, or a column's name. `options` are texts with | between them, or a column that holds a list (`choices.text`
     reaches into it). `answer` is a column with a number or an option's text; with `labels`, a column that lists the options' names (`choices.label`), it is
@@ -29,17 +31,17 @@ def from_hub(source: str) -> list[Question]:
         raise InputError(f"a dataset of the hub is given as {FORM}; got {source!r}")
     config = rest[0] if len(rest) == 2 else None
     task = name.rpartition("/")[2]
-    return [_question(row, given, f"{name}, row {number}", task) for number, row in enumerate(_rows(name, config, rest[-1]))]
+    return [_question(row, given, f"{name}, row {number}", task) for number, row in _rows(name, config, rest[-1])]
 
 
-def _rows(name: str, config: str | None, split: str) -> Sequence[Mapping[str, Any]]:
+def _rows(name: str, config: str | None, split: str) -> list[tuple[int, Mapping[str, Any]]]:
     try:
         import datasets
     except ImportError as error:
         raise InputError("datasets of the hub need the package datasets; a file of JSON lines works without it") from error
     try:
         dataset = datasets.load_dataset(name, config, split=split)
-        return [dataset[number] for number in range(min(len(dataset), MOST))]
+        return [(number, dataset[number]) for number in sorted(np.random.default_rng(0).permutation(len(dataset))[:MOST].tolist())]
     except Exception as error:  # the hub's client and the readers of files raise what they like
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"cannot load {name} ({split}): {type(error).__name__}: {reason}; a file of JSON lines works without the hub") from error
