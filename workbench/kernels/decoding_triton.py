@@ -56,14 +56,17 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
-@cache
-def scratch(batch: int, full: int, streaming: int, group: int, room: int, slots: int, width: int, device: torch.device) -> Work:
-    """How the work on buffers of a shape is divided, made once: captured graphs write to the same memory again."""
+def divided(batch: int, full: int, streaming: int, room: int, slots: int, device: torch.device) -> tuple[int, int]:
+    """Into how many parts each full KV head and each ring is divided; full ones into no more than the processors can run at once."""
     ring_parts = max(1, -(-slots // RING_PART))
     wanted = (PER_PROCESSOR * processors(device) - batch * streaming * ring_parts) // max(1, batch * full)
-    parts = max(1, min(wanted, -(-room // KEYS_PER_PART)))
-    programs = batch * (full * parts + streaming * ring_parts)
-    return Work(parts, ring_parts, empty(programs, group, width, device=device), empty(programs, group, device=device))
+    return max(1, min(wanted, -(-room // KEYS_PER_PART))), ring_parts
+
+
+@cache
+def scratch(programs: int, group: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where programs leave what they found, made once for each number of them: captured graphs write to the same memory again."""
+    return empty(programs, group, width, device=device), empty(programs, group, device=device)
 
 
 def decode(step: DecodeStep) -> tuple[Float[Tensor, "B H E"], Float[Tensor, "B H"]]:
@@ -86,7 +89,8 @@ def _run(step: DecodeStep, z_BHE: Tensor, lse_BH: Tensor) -> None:
     batch, size, group = q.shape[0], q.shape[2], step.group
     full, room, streaming, slots = step.full_k_BFNE.shape[1], step.full_k_BFNE.shape[2], step.ring_k_BSCE.shape[1], step.sinks + step.window
     width = max(16, 1 << (size - 1).bit_length())
-    work = scratch(batch, full, streaming, group, room, slots, width, q.device)
+    parts, ring_parts = divided(batch, full, streaming, room, slots, q.device)
+    work = Work(parts, ring_parts, *scratch(batch * (full * parts + streaming * ring_parts), group, width, q.device))
     tile = SINGLE_PRECISION if q.dtype == torch.float32 else next(tile for limit, tile in TILES.items() if size <= limit)
     scales = (step.scaling * LOG2E, 0.0, 0.0) if step.softcap is None else (LOG2E, step.scaling / step.softcap, step.softcap)
     strides = [*q.stride()[:2], *(number for tensor in buffers for number in tensor.stride()[:3])]
