@@ -46,9 +46,18 @@ class Calibration:
         for row in self.search.table.to_dict("records"):
             gain_LH[index[row["head"]]] = row["gain"]
         mine = dict.fromkeys(self.search.kept, (LABEL,))
-        evidence = {"tests": len(self.search.evidence.task_N), "heads_measured": len(self.search.table), "heads_candidates": len(self.search.candidates)}
+        tests, measured, every = len(self.search.evidence.task_N), len(self.search.table), len(self.search.candidates)
+        evidence = {
+            "status": "ok",
+            **dict.fromkeys(("tests", "valid", "counted"), tests),
+            "dead": 0,
+            "heads_measured": measured,
+            "heads_candidates": every,
+            "restricted": f"{measured} of {every} candidates measured on up to {tests} questions; the others have 0",
+            **self.told(),
+        }
         if given is None:
-            return HeadLabels(self.card, mine, {SCORE: gain_LH}, {LABEL: RULE}, {SCORE: {**evidence, **self.told()}}, self.provenance)
+            return HeadLabels(self.card, mine, {SCORE: gain_LH}, {LABEL: RULE}, {SCORE: evidence}, self.provenance)
         given.check_model(self.card)
         merged = {head: (*(name for name in names if name != LABEL), *mine.get(head, ())) for head, names in given.labels.items()}
         return replace(
@@ -56,7 +65,7 @@ class Calibration:
             labels=merged,
             scores={**given.scores, SCORE: gain_LH},
             rules={**given.rules, LABEL: RULE},
-            evidence={**given.evidence, SCORE: {**evidence, **self.told()}},
+            evidence={**given.evidence, SCORE: evidence},
             provenance={**given.provenance, LABEL: dict(self.provenance)},
         )
 
