@@ -6,11 +6,11 @@ python benchmarks/streaming_perplexity.py --tokens 16384 --caches 256 1024 --out
 import argparse
 import time
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 from report import write_report
 
 from workbench.edits import Stream
@@ -20,13 +20,49 @@ from workbench.recipes import default_front, haystack_text, offsets
 from workbench.streaming_text import losses, recomputed
 
 BINS = 48
+COLOURS = ("#000000", "#d62728", "#1f77b4", "#17becf", "#8c564b", "#ff7f0e", "#2ca02c", "#bcbd22", "#9467bd")
 
 
-def curve(figure: go.Figure, name: str, position_N: np.ndarray, nll_N: np.ndarray, length: int) -> None:
-    """Mean loss in stretches of the text."""
-    place_N = position_N * BINS // length
-    means = [(float(position_N[place_N == place].mean()), float(nll_N[place_N == place].mean())) for place in np.unique(place_N)]
-    figure.add_scatter(x=[x for x, _ in means], y=[y for _, y in means], name=name, mode="lines" if len(nll_N) > length // 2 else "lines+markers")
+def perplexity(nll_N: np.ndarray) -> float:
+    """exp of the mean loss."""
+    return float(np.exp(nll_N.mean()))
+
+
+def stretches(name: str, position_N: np.ndarray, nll_N: np.ndarray, length: int) -> pd.DataFrame:
+    """Mean loss, position and number of tokens in stretches of the text."""
+    table = pd.DataFrame({"stretch": position_N * BINS // length, "position": position_N, "nll": nll_N})
+    means = table.groupby("stretch").agg(position=("position", "mean"), nll=("nll", "mean"), tokens=("nll", "size")).reset_index()
+    return means.assign(way=name)[["way", "stretch", "position", "nll", "tokens"]].round(4)
+
+
+def picture(curves: list[pd.DataFrame], title: str, trained: int) -> str:
+    """Loss by position as a page with one drawing (SVG): a curve for each way, dots where few rows were measured."""
+    every = pd.concat(curves)
+    right, top = every["position"].max(), every["nll"].max()
+
+    def at(position: float, nll: float) -> tuple[float, float]:
+        return 50 + 850 * position / right, 420 - 390 * nll / top
+
+    parts = [f'<text x="50" y="18">{escape(title)}: mean loss of a stretch (nats per token), by position</text>', '<path d="M50,30V420H900" stroke="black"/>']
+    for nll, y in ((nll, at(0, nll)[1]) for nll in range(int(top) + 1)):
+        parts += [f'<text x="30" y="{y + 4:.0f}">{nll}</text>', f'<path d="M50,{y:.1f}H900" stroke="#ddd"/>']
+    parts += [f'<text x="{at(position, 0)[0]:.0f}" y="436">{position}</text>' for position in range(0, int(right), 1024)]
+    if trained < right:
+        parts.append(f'<path d="M{at(trained, 0)[0]:.1f},30V420" stroke="black" stroke-dasharray="4"/>')
+    for number, table in enumerate(curves):
+        colour = COLOURS[number % len(COLOURS)]
+        points = [at(position, nll) for position, nll in zip(table["position"], table["nll"], strict=True)]
+        parts.append(f'<text x="910" y="{40 + 18 * number}" fill="{colour}">{escape(table["way"][0])}</text>')
+        if len(table) == BINS:
+            parts.append(f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}" stroke="{colour}" stroke-width="1.5"/>')
+        else:
+            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" stroke="{colour}"/>' for x, y in points]
+    drawing = "\n".join(parts).replace("<path ", '<path fill="none" ')
+    style = "text{font:12px sans-serif;stroke:none} text:not([fill]){fill:black}"
+    return (
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>\n<style>{style}</style>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1240 445" fill="none">\n{drawing}\n</svg></html>\n'
+    )
 
 
 def main() -> None:
@@ -60,32 +96,26 @@ def main() -> None:
         for name, edit in streams.items():
             ways[name] = str(size), lambda edit=edit: losses(model, ids_T, [edit], chunk=given.chunk), every
         ways[f"recomputed window {size}"] = str(size), lambda size=size: recomputed(model, ids_T, size, row_N), row_N + 1
-    rows, figure, curves = [], go.Figure(), []
+    rows, curves = [], []
     for name, (size, compute, position_N) in ways.items():
         begin = time.perf_counter()
         nll_N = compute()
         seconds = time.perf_counter() - begin
-        behind, beyond = position_N > tail, position_N > model.max_length
-        sampled = np.isin(position_N, row_N + 1)
+        whole, behind, beyond, sampled = len(nll_N) == length - 1, position_N > tail, position_N > model.max_length, np.isin(position_N, row_N + 1)
         rows.append(
             {
                 "way": name,
                 "cache": size,
                 "tokens": len(nll_N),
-                "perplexity": float(np.exp(nll_N.mean())) if len(nll_N) == length - 1 else float("nan"),
-                f"behind token {tail}": float(np.exp(nll_N[behind].mean())),
-                f"behind the trained {model.max_length}": float(np.exp(nll_N[beyond].mean())) if beyond.any() else float("nan"),
-                "at the sampled rows": float(np.exp(nll_N[sampled].mean())),
+                "perplexity": perplexity(nll_N) if whole else "–",
+                f"behind token {tail}": perplexity(nll_N[behind]) if whole else "–",
+                f"behind the trained {model.max_length}": perplexity(nll_N[beyond]) if whole and beyond.any() else "–",
+                "at the sampled rows": perplexity(nll_N[sampled]),
                 "s": seconds,
             }
         )
         print(rows[-1], flush=True)
-        curve(figure, name, position_N, nll_N, length)
-        curves.append(pd.DataFrame({"way": name, "position": position_N, "nll": nll_N.round(4)}))
-    figure.update_layout(
-        title=f"{given.model}: loss along {length} tokens", xaxis_title="position", yaxis_title="nats per token, mean of a stretch", template="plotly_white"
-    )
-    figure.add_vline(x=model.max_length, line_dash="dot", annotation_text="trained context")
+        curves.append(stretches(name, position_N, nll_N, length))
     kind = str(model.dtype).removeprefix("torch.")
     remarks = [
         f"{given.model}, {kind}, {model.device.type}, the first {length} tokens of the default text (SHA-256 {digest}), chunks of {given.chunk}.",
@@ -95,7 +125,7 @@ def main() -> None:
         f"The picture, loss by position: [{given.out.name}.html]({given.out.name}.html).",
     ]
     write_report(given.out, "Streaming with attention sinks", remarks, pd.DataFrame(rows), pd.concat(curves))
-    write_text(given.out.with_suffix(".html"), figure.to_html(include_plotlyjs="cdn"))
+    write_text(given.out.with_suffix(".html"), picture(curves, f"{given.model}, {length} tokens", model.max_length))
 
 
 if __name__ == "__main__":
