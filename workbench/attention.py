@@ -160,7 +160,10 @@ def tapped(model: HFModel, tap: Tap) -> Generator[Any, None, None]:
             for layer, module in enumerate(model.weights.attentions):
                 module.workbench_tap = (layer, tap)
             if any(edit.sees_residual for edit in tap.edits):
-                handles += [block.register_forward_pre_hook(tap.see_residual, with_kwargs=True) for block in model.hf.get_submodule(FAMILIES[model.config.model_type].blocks)]
+                handles += [
+                    block.register_forward_pre_hook(tap.see_residual, with_kwargs=True)
+                    for block in model.hf.get_submodule(FAMILIES[model.config.model_type].blocks)
+                ]
             yield hf
         finally:
             for handle in handles:
