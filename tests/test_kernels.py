@@ -228,6 +228,41 @@ def test_probabilities_of_single_keys_in_pieces():
     close(blocked.probabilities(a, lse_BHR, chosen, elements=6 * 64 * 10), blocked.probabilities(a, lse_BHR, chosen))
 
 
+@pytest.mark.parametrize(("elements", "sizes"), [(6 * 64 * 10, [10] * 7 + [5]), (1, [1] * 75), (2**23, [75])])
+def test_probabilities_of_single_keys_hold_no_more_elements_than_told(monkeypatch, elements, sizes):
+    made, capped = [], blocked._capped
+    monkeypatch.setattr(blocked, "_capped", lambda score, softcap: made.append(len(score)) or capped(score, softcap))
+    a = attention(66, heads=(2, 3))
+    blocked.probabilities(a, oracle.log_sum_exp(a).float(), some_pairs(a, 75), elements=elements)
+    assert made == sizes
+
+
+@pytest.mark.parametrize(("elements", "step"), [(1, 1), (3 * 128 * 30 + 1, 30), (2**30, 100)])
+def test_blocks_are_as_many_rows_as_their_scores_may_be_many(monkeypatch, elements, step):
+    monkeypatch.setitem(blocked.ELEMENTS, DEVICE, elements)
+    made = list(blocked._Blocks(attention(100, heads=(1, 3)), Wanted(lse=True)).edges())  # 100 keys are padded to 128
+    assert made == [(start, min(start + step, 100)) for start in range(0, 100, step)]
+
+
+def test_blocks_on_another_device_hold_four_million_scores():
+    a = attention(3000)
+    elsewhere = replace(a, **{name: getattr(a, name).to("meta") for name in ("q_BHRE", "k_BGKE", "v_BGKE", "pos_BR", "start_B")}, memo={})
+    assert list(blocked._Blocks(elsewhere, Wanted(lse=True)).edges()) == [(0, 1394), (1394, 2788), (2788, 3000)]  # 2^22 / 3008
+
+
+def test_what_nobody_wants_is_not_computed():
+    have = blocked.statistics(attention(70), Wanted(lse=True))
+    assert (have.z_BHRE, have.entropy_BHR, have.peak_key_BHR, have.peak_prob_BHR) == (None,) * 4
+    assert (dict(have.received), dict(have.maps), dict(have.masses)) == ({}, {}, {})
+
+
+def test_the_blocks_of_a_batch_in_the_padding_of_all_its_prompts(monkeypatch):
+    monkeypatch.setitem(blocked.ELEMENTS, DEVICE, 2**11)
+    a = attention(200, batch=2, start=[100, 150])
+    wrong = misses(blocked.statistics(a, everything(a)), a, everything(a))
+    assert not wrong
+
+
 def test_the_pattern_of_a_few_rows():
     a = attention(66, heads=(2, 3), batch=2, start=[0, 30], window=20, softcap=3.0)
     torch.testing.assert_close(blocked.pattern(a, slice(20, 40)).double(), probabilities(a)[:, :, 20:40], atol=oracle.TOLERANCE, rtol=0)
