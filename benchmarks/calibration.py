@@ -2,8 +2,8 @@
 
     python benchmarks/calibration.py --out reports/smollm2-135m/calibration
 
-Writes OUT.md (the held-out table, and what the search found) and OUT.csv (one row per head measured). float32 on a CPU: bfloat16 is slower there, and its
-rounding turns answers by itself.
+Writes OUT.md (the held-out table, and what the search found) and OUT.csv (one row per head measured). In float32 on a CPU: one without instructions for
+bfloat16 is slower in it.
 """
 
 import argparse
@@ -46,8 +46,13 @@ def verdict(found: Calibration) -> str:
     interval = f"95% {kept['difference_low']:+.1%} to {kept['difference_high']:+.1%}"
     turned = f"{kept['fixed']} answers turned right and {kept['broken']} wrong, McNemar p = {kept['p']:.2g}"
     random = ", ".join(f"{value:+.1%}" for value in mean.loc[["random"], "difference"]) if "random" in mean.index else "not measured"
-    others = f"as many random heads: {random}; all heads: {mean.loc['all', 'difference']:+.1%}"
-    return f"**On held-out questions calibrating the kept heads {said}**: {kept['difference']:+.1%} ({interval}; {turned}); {others}. One split, one β."
+    sinks = (
+        f"{kept['sinks']:.0f} sinks per question in the kept heads, {mean.loc[['random'], 'sinks'].mean():.0f} in random ones" if "random" in mean.index else ""
+    )
+    others = f"as many random heads: {random} ({sinks}); all heads: {mean.loc['all', 'difference']:+.1%}"
+    return (
+        f"**On held-out questions calibrating the kept heads {said}**: {kept['difference']:+.1%} ({interval}; {turned}); {others}. One split, one rule, one β."
+    )
 
 
 def searched(found: Calibration) -> list[str]:
@@ -62,7 +67,7 @@ def searched(found: Calibration) -> list[str]:
         for name, of in search.agreement.items()
     ]
     return [
-        f"{chosen} at random. {'; '.join(f'{name} {count}' for name, count in counts.items())}. Kept: {', '.join(map(str, search.kept)) or 'none'}.",
+        f"{chosen} at random. Why each was left: {'; '.join(f'{name} {count}' for name, count in counts.items())}. Kept: {', '.join(map(str, search.kept)) or 'none'}.",
         f"{'. '.join(found.remarks)}.",
         f"Screening beside exact changes of the loss, on the same questions: {'; '.join(agreement)}.",
     ]
@@ -77,7 +82,7 @@ def timed(found: Calibration, before: str) -> str:
     shared = f"The machine was shared: {before} processes wanted its cores on average before, {load_of_machine()} at the end"
     return (
         f"The search: screening {told['screening']}, measuring {told['measuring']}, {cost['passes']:,.0f} passes; {both:.1f} min of processor time are about "
-        f"{both / 2:.1f} min of two cores that do nothing else; {full}. Held-out questions took {told['held_out']}. {shared}."
+        f"{both / 2:.1f} min of two cores, were both busy with nothing else all the time; {full}. Held-out questions took {told['held_out']}. {shared}."
     )
 
 
@@ -105,7 +110,9 @@ def parsed() -> argparse.Namespace:
 
 
 def write(given: argparse.Namespace, found: Calibration, before: str) -> pd.DataFrame:
-    table = found.held_out.assign(seed=["" if seed != seed else f"{seed:.0f}" for seed in found.held_out["seed"].astype(float)])  # noqa: PLR0124
+    shown = {"seed": "{:.0f}", "low": "{:.3f}", "high": "{:.3f}", "p": "{:.2g}", "sinks": "{:.1f}"}
+    text = {name: ["" if pd.isna(value) else how.format(value) for value in found.held_out[name]] for name, how in shown.items()}
+    table = found.held_out.assign(**text)
     write_report(given.out, "Attention sinks calibrated (ACT)", remarks(found, before), table, found.search.table)
     return table
 
