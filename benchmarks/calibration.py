@@ -67,7 +67,8 @@ def searched(found: Calibration) -> list[str]:
         for name, of in search.agreement.items()
     ]
     return [
-        f"{chosen} at random. Why each was left: {'; '.join(f'{name} {count}' for name, count in counts.items())}. Kept: {', '.join(map(str, search.kept)) or 'none'}.",
+        f"{chosen} at random. Why each was left: {'; '.join(f'{name} {count}' for name, count in counts.items())}.",
+        f"Kept: {', '.join(map(str, search.kept)) or 'none'}.",
         f"{'. '.join(found.remarks)}.",
         f"Screening beside exact changes of the loss, on the same questions: {'; '.join(agreement)}.",
     ]
