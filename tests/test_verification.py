@@ -42,7 +42,8 @@ def scores(model, best=(0, 1)):
     return score_LG
 
 
-def test_the_table_tells_who_remembers(model, remembering):
+@pytest.mark.usefixtures("remembering")
+def test_the_table_tells_who_remembers(model):
     policy = choosing.by_budget(model.card, scores(model, (1, 0)), 0.25, **SIZES)
     setting = Setting(TESTS, (0.0, 0.25, 0.75), (0, 1, 2, 3), text_tokens=300)
     found = verify(model, policy, {"labels": scores(model)}, setting, saved=True)
@@ -185,7 +186,8 @@ def test_generate_says_what_it_used(labels, model):
     assert "the prompt is empty" in run("generate", " ", "--labels", labels).stderr
 
 
-def test_verify_writes_table_tests_and_picture(labels, remembering, tmp_path):
+@pytest.mark.usefixtures("remembering")
+def test_verify_writes_table_tests_and_picture(labels, tmp_path):
     out = tmp_path / "v.csv"
     sizes = ["--sinks", 2, "--window", 5, "--lengths", 700, "--depths", "0.5", "--per-cell", 2, "--seeds", 1, "--text-tokens", 300]
     result = run("verify", labels, *sizes, "--kv-budgets", "0.25", "--out", out)
