@@ -24,10 +24,6 @@ from workbench.tiny import byte_tokenizer, random_model
 CARD = ModelCard("toy", "memory", "", Shape(2, 3, 1, 4, 12))
 
 
-def uniform_pattern(length):
-    return np.tril(np.ones((length, length))) / np.arange(1, length + 1)[:, None]
-
-
 def random_patterns(count=2, length=40, layers=2, heads=3, seed=0):
     """Causal rows that sum to 1; some keys get more than others."""
     rng = np.random.default_rng(seed)
