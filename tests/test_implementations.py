@@ -703,6 +703,14 @@ def test_predictions_of_padding_are_none():
     assert (seen.choice[:, 5:] >= 0).all()
 
 
+@pytest.mark.parametrize("name", ["auto", "triton"])
+def test_what_is_missing_is_asked_of_the_models_own_device(monkeypatch, name):
+    asked = []
+    monkeypatch.setattr(implementations, "missing_for", asked.append)
+    assert implementations.choose(name, torch.device("cuda:1"), 5000) == "triton"
+    assert asked == [torch.device("cuda:1")]
+
+
 @pytest.mark.parametrize(("size", "chosen"), [(8, "torch"), (16, "triton"), (256, "triton"), (257, "torch")])
 def test_auto_knows_which_heads_the_kernels_do(monkeypatch, size, chosen):
     monkeypatch.setattr(implementations, "missing_for", lambda device: None)
