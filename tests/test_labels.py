@@ -379,7 +379,7 @@ def test_the_schema_is_valid_strict_and_described():
     assert len(described) > 25
     assert all(part.get("description") for part in described)
     closed = [part for part in [schema(), *described, schema()["properties"]["heads"]["items"]] if "properties" in part]
-    assert len(closed) == 4
+    assert len(closed) == 5
     assert all(part["additionalProperties"] is False and part["required"] == list(part["properties"]) for part in closed)
 
 
