@@ -78,6 +78,7 @@ def test_shapes_have_prompt_layer_and_head_in_front():
     assert [part.shape for part in seen[Peak("some")]] == [(3, 2, 6, 3)] * 2
     assert [part.shape for part in seen[NextToken("some")]] == [(3, 3)] * 2
     assert seen[Peak("some")]._fields == ("prob", "key")
+    assert [part.dtype.kind for part in (*seen[Peak("some")], *seen[NextToken()], seen[Entropy()])] == ["f", "i", "i", "f", "f"]
 
 
 def test_a_capture_cannot_be_changed():
@@ -288,7 +289,7 @@ def test_an_attention_that_scales_in_an_unknown_way_is_an_error(scaling):
 
 def test_learned_sinks_are_refused():
     x = torch.zeros(1, 1, 1, 1)
-    with pytest.raises(InputError, match="learned sink logits is not supported"):
+    with pytest.raises(InputError, match=r"^attention with learned sink logits is not supported: its rows do not sum to 1$"):
         attention._attention(nn.Module(), x, x, x, x.bool(), 1.0, s_aux=x)
 
 
