@@ -274,7 +274,7 @@ def test_the_reference_without_a_mask_is_an_error_and_no_silence():
     """An attention name without a mask function gets none, without a word; the other implementations need none."""
     x, module = torch.ones(1, 1, 1, 1), nn.Module()
     module.workbench_tap = (0, Tap(random_prompts(1, 1), [], implementation="reference"))
-    with pytest.raises(RuntimeError, match="no mask: the workbench's mask function was not used"):
+    with pytest.raises(RuntimeError, match=r"^the model gave its attention no mask: the workbench's mask function was not used$"):
         attention._attention(module, x, x, x, None, 1.0)
     module.workbench_tap = (0, Tap(random_prompts(1, 1), [], implementation="torch"))
     assert torch.equal(attention._attention(module, x, x, x, None, 1.0)[0], x)

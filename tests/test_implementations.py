@@ -20,6 +20,7 @@ from workbench.given import from_patterns, uniform
 from workbench.heads import Head
 from workbench.implementations import IMPLEMENTATIONS, choose
 from workbench.kernels import blocked
+from workbench.kernels.inputs import Attention, Wanted
 from workbench.models import HFModel
 from workbench.prompts import Prompts
 from workbench.reads import (
@@ -701,6 +702,27 @@ def test_predictions_of_padding_are_none():
     assert np.isnan(seen.logprob[1, :5]).all()
     assert (seen.choice[1, :5] == -1).all()
     assert (seen.choice[:, 5:] >= 0).all()
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 7), (2, 2), (2, 7), (5, 7), (7, 7)])
+def test_plain_outputs_are_those_of_the_formula(queries, keys, kv_heads):
+    """Where nothing else is wanted, and no window, cap or padding is in the way: as many queries as keys, one, or the last few."""
+    noise = torch.Generator().manual_seed(keys)
+    q, k, v = (torch.randn(2, heads, size, 8, generator=noise) for heads, size in ((4, queries), (kv_heads, keys), (kv_heads, keys)))
+    pos_BR = torch.arange(keys - queries, keys).expand(2, -1)
+    z, statistics = implementations.Streaming(blocked).outputs(Attention(q, k, v, pos_BR, torch.zeros(2, dtype=torch.int32), 0.9), Wanted())
+    k, v = (tensor.repeat_interleave(4 // kv_heads, 1) for tensor in (k, v))
+    hidden = torch.arange(keys) > pos_BR[0][:, None]
+    torch.testing.assert_close(z, (0.9 * q @ k.mT).masked_fill(hidden, -torch.inf).softmax(-1) @ v, atol=1e-5, rtol=1e-5)
+    assert statistics is None
+
+
+def test_capped_scores_in_bfloat16_give_what_float32_gives_nearly():
+    prompts, reads = random_prompts(), [HeadOutput(), Entropy()]
+    seen, exact = (capture(random_model("gemma2", dtype=dtype), prompts, reads, implementation="reference") for dtype in (torch.bfloat16, torch.float32))
+    for read in reads:
+        np.testing.assert_allclose(seen[read][:, 0], exact[read][:, 0], atol=0.05 * np.abs(exact[read][:, 0]).max(), err_msg=str(read))
 
 
 @pytest.mark.parametrize("name", ["auto", "triton"])
