@@ -287,6 +287,12 @@ def test_an_attention_that_scales_in_an_unknown_way_is_an_error(scaling):
         attention._attention(nn.Module(), x, x, x, x.bool(), scaling)
 
 
+def test_outputs_whose_sum_half_precision_cannot_hold_are_finite():
+    x, module = torch.full((1, 1, 100, 8), 200.0, dtype=torch.float16), nn.Module()  # they sum to 160,000; the largest float16 is 65,504
+    module.workbench_tap = (0, Tap(random_prompts(1, 100), [], implementation="torch"))
+    assert attention._attention(module, x, x, x, None, 1.0)[1].values("m", 0) == {}
+
+
 def test_learned_sinks_are_refused():
     x = torch.zeros(1, 1, 1, 1)
     with pytest.raises(InputError, match=r"^attention with learned sink logits is not supported: its rows do not sum to 1$"):
