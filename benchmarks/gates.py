@@ -10,7 +10,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from workbench.kernels.inputs import Attention, Range, Statistics, Wanted
+from workbench.ops.inputs import Attention, Range, Statistics, Wanted
 
 FIRST, LAST, BLOCK, SAMPLE = 4, 256, 64, 64
 """The first and the last keys whose mass is taken, the side of a map's block, and how many rows and keys are recomputed."""

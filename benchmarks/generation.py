@@ -23,8 +23,8 @@ from report import machine, write_report
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from workbench import HFModel, choosing
-from workbench.hybrid import cache as caches
-from workbench.hybrid.applied import Applied, apply
+from workbench.kernels import cache as caches
+from workbench.kernels.applied import Applied, apply
 from workbench.policies import HeadPolicy
 
 SHARES = (1.0, 0.5, 0.25)

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from workbench.kernels.inputs import Attention, Statistics, Wanted
+from workbench.ops.inputs import Attention, Statistics, Wanted
 
 SHAPES = ((32, 8, 128), (32, 8, 64), (9, 3, 64))
 """Query heads, KV heads and head size."""
@@ -143,7 +143,7 @@ def cost(variants: Variants, budget: float) -> list[dict[str, Any]]:
 
 def attention_report(given: argparse.Namespace) -> tuple[str, list[str], pd.DataFrame]:
     """Title, remarks and rows of `attention`. Raises `CheckError` if a check fails."""
-    from workbench.kernels.streaming import statistics
+    from workbench.ops.streaming import statistics
 
     gates, rows, compiled = Gates(), [], 0.0
     for shape in SHAPES:

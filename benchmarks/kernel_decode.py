@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from workbench.kernels.attend import decode
-from workbench.kernels.decoding import DecodeStep
+from workbench.ops.attend import decode
+from workbench.ops.decoding import DecodeStep
 
 KINDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
 ROTATED = {"cuda": 3 * 2**26, "cpu": 2**16}

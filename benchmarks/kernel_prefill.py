@@ -28,9 +28,9 @@ from kernel_times import (
 )
 from torch import Tensor
 
-from workbench.kernels import flex
-from workbench.kernels.attend import attend
-from workbench.kernels.dense import dense
+from workbench.ops import flex
+from workbench.ops.attend import attend
+from workbench.ops.dense import dense
 
 ORACLE_LENGTHS = {"cuda": 2000, "cpu": 70}
 SAMPLE = 64

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from workbench.errors import InputError
-from workbench.kernels.sink_window import SinkWindow
+from workbench.ops.sink_window import SinkWindow
 
 SIZES = {
     "cuda": {"shapes": [(32, 8, 128), (32, 32, 128), (9, 3, 64)], "lengths": [8192, 32768, 131072], "sinks": 64, "window": 256},

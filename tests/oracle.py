@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from workbench.kernels.inputs import Attention, Pairs, Range, Statistics, Wanted
+from workbench.ops.inputs import Attention, Pairs, Range, Statistics, Wanted
 
 TOLERANCE = 2e-5
 """Absolute, relative above 1: scores are accumulated in float32, whatever the inputs are."""

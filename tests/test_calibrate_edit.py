@@ -19,8 +19,8 @@ from workbench.edits import _calibrating as calibrating
 from workbench.edits._calibrating import calibrated
 from workbench.errors import InputError
 from workbench.heads import Head
-from workbench.kernels import blocked, changed
-from workbench.kernels.inputs import Attention, Wanted
+from workbench.ops import blocked, changed
+from workbench.ops.inputs import Attention, Wanted
 from workbench.prompts import Prompts
 from workbench.reads import Entropy, HeadOutput, NextToken, Pattern, Received
 from workbench.tiny import ARCHITECTURES, random_model

@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_kernels import mend_bfloat16, poisoned
+from test_ops import mend_bfloat16, poisoned
 from torch.nn.functional import scaled_dot_product_attention
 
 from workbench.errors import InputError
-from workbench.kernels.attend import DECODE, decode
-from workbench.kernels.decoding import DecodeStep
+from workbench.ops.attend import DECODE, decode
+from workbench.ops.decoding import DecodeStep
 
 DEVICE = "cuda" if torch.cuda.is_available() and os.environ["TRITON_INTERPRET"] != "1" else "cpu"
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -94,7 +94,7 @@ def implementation(request, monkeypatch):
     """The name of one, with NaN where it is going to write."""
     if request.param == "triton":
         pytest.importorskip("triton")
-        from workbench.kernels import decoding_triton
+        from workbench.ops import decoding_triton
 
         monkeypatch.setattr(decoding_triton, "empty", poisoned)
         monkeypatch.setattr(decoding_triton, "KEYS_PER_PART", 16)
@@ -177,6 +177,6 @@ def test_unknown_names_and_what_does_not_apply(monkeypatch):
     step = step_of(tokens(5), 1)
     with pytest.raises(InputError, match="unknown implementation 'flash'; there are: reference, torch, triton"):
         decode(step, "flash")
-    monkeypatch.setattr("workbench.kernels.attend.missing_for", lambda device: "it needs CUDA")
+    monkeypatch.setattr("workbench.ops.attend.missing_for", lambda device: "it needs CUDA")
     with pytest.raises(InputError, match="implementation triton: it needs CUDA; torch runs on any device"):
         decode(step, "triton")

@@ -19,9 +19,9 @@ from workbench.errors import InputError
 from workbench.given import from_patterns, uniform
 from workbench.heads import Head
 from workbench.implementations import IMPLEMENTATIONS, choose
-from workbench.kernels import blocked
-from workbench.kernels.inputs import Attention, Wanted
 from workbench.models import HFModel
+from workbench.ops import blocked
+from workbench.ops.inputs import Attention, Wanted
 from workbench.prompts import Prompts
 from workbench.reads import (
     READS,

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from einops import rearrange
-from test_kernels import mend_bfloat16, poisoned
+from test_ops import mend_bfloat16, poisoned
 from torch.nn.functional import scaled_dot_product_attention
 
 from workbench.errors import InputError
-from workbench.kernels import dense, sink_window_torch
-from workbench.kernels.attend import PREFILL, attend
-from workbench.kernels.sink_window import SinkWindow
+from workbench.ops import dense, sink_window_torch
+from workbench.ops.attend import PREFILL, attend
+from workbench.ops.sink_window import SinkWindow
 
 DEVICE = "cuda" if torch.cuda.is_available() and os.environ["TRITON_INTERPRET"] != "1" else "cpu"
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -138,7 +138,7 @@ def implementation(request, monkeypatch):
         monkeypatch.setattr(sink_window_torch, "_unfit", lambda q_BHQE, softcap: "where scores are capped" if softcap else "")
     if name == "triton":
         pytest.importorskip("triton")
-        from workbench.kernels import sink_window_triton
+        from workbench.ops import sink_window_triton
 
         monkeypatch.setattr(sink_window_triton, "empty", poisoned)
         if DEVICE == "cpu":
@@ -278,7 +278,7 @@ def test_unknown_names_and_what_does_not_apply(monkeypatch):
     if DEVICE == "cpu":
         with pytest.raises(InputError, match="on cpu; use torch"):
             attend(p, "merged")
-    monkeypatch.setattr("workbench.kernels.attend.missing_for", lambda device: "it needs CUDA")
+    monkeypatch.setattr("workbench.ops.attend.missing_for", lambda device: "it needs CUDA")
     with pytest.raises(InputError, match="implementation triton: it needs CUDA; torch runs on any device"):
         attend(p, "triton")
 
@@ -313,7 +313,7 @@ FLEX = {
 
 @pytest.mark.parametrize("name", FLEX)
 def test_the_block_mask_visits_what_is_seen_and_little_else(name):
-    from workbench.kernels import flex
+    from workbench.ops import flex
 
     arguments, first, full = FLEX[name]
     p = prompt(**arguments)
@@ -336,7 +336,7 @@ def test_the_block_mask_visits_what_is_seen_and_little_else(name):
 
 
 def test_full_heads_beside_streaming_ones_in_flex():
-    from workbench.kernels import flex
+    from workbench.ops import flex
 
     p = prompt(150, heads=(2, 2), batch=2, start=[0, 20])
     z, lse = flex.attend(p, full=1)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from workbench import choosing, tiny, verification, views
 from workbench.cli import app
 from workbench.errors import InputError
-from workbench.hybrid.applied import apply
+from workbench.kernels.applied import apply
 from workbench.labels import HeadLabels
 from workbench.needles import NeedleTests
 from workbench.verification import COLUMNS, Setting, verify

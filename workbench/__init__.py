@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from workbench import kernels as kernels
     from workbench.captures import Capture, capture, generate
     from workbench.edits import Ablate, Reference
     from workbench.errors import InputError
@@ -73,6 +74,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "kernels":
+        return import_module("workbench.kernels")
     for module, names in _HOME.items():
         if name in names:
             return getattr(import_module(f"workbench.{module}"), name)

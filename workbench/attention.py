@@ -25,10 +25,10 @@ from transformers.masking_utils import flash_attention_mask, sdpa_mask
 from workbench.edits import Edit, Memory, Scene
 from workbench.errors import InputError
 from workbench.implementations import Reference, Streaming
-from workbench.kernels import blocked
-from workbench.kernels.changed import Change, Step
-from workbench.kernels.inputs import Attention, Wanted
 from workbench.models import HFModel
+from workbench.ops import blocked
+from workbench.ops.changed import Change, Step
+from workbench.ops.inputs import Attention, Wanted
 from workbench.prompts import Prompts
 from workbench.reads import LayerRead
 from workbench.rows import Rows, between
@@ -118,7 +118,7 @@ class Tap:
         return type(value)(*places) if isinstance(value, tuple) else places[0]
 
     def _module(self) -> ModuleType:
-        return blocked if self.implementation == "torch" else import_module("workbench.kernels.streaming")
+        return blocked if self.implementation == "torch" else import_module("workbench.ops.streaming")
 
     def _wanted(self, rows: Rows, name: str | None) -> Wanted:
         """What the reads of a set of rows want."""

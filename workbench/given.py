@@ -11,9 +11,9 @@ from workbench.captures import Capture
 from workbench.errors import InputError
 from workbench.heads import ModelCard
 from workbench.implementations import each
-from workbench.kernels import blocked
-from workbench.kernels.inputs import Attention
 from workbench.layer_view import LayerView, Seen
+from workbench.ops import blocked
+from workbench.ops.inputs import Attention
 from workbench.passes import asked_order
 from workbench.prompts import Prompts
 from workbench.reads import LayerRead, Read, Received

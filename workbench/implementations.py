@@ -14,11 +14,11 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from workbench.errors import InputError, unknown
-from workbench.kernels import changed
-from workbench.kernels.changed import Change, Step
-from workbench.kernels.inputs import Attention, Statistics, Wanted
-from workbench.kernels.support import HEAD_SIZES, missing_for
 from workbench.layer_view import LayerView, Seen
+from workbench.ops import changed
+from workbench.ops.changed import Change, Step
+from workbench.ops.inputs import Attention, Statistics, Wanted
+from workbench.ops.support import HEAD_SIZES, missing_for
 from workbench.reads import LayerRead, QueryKey, Received
 from workbench.rows import Rows
 

@@ -8,9 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from workbench.errors import InputError
-from workbench.kernels.blocked import pattern
-from workbench.kernels.changed import Change, strips_at, widened
-from workbench.kernels.inputs import Attention, Statistics
+from workbench.ops.blocked import pattern
+from workbench.ops.changed import Change, strips_at, widened
+from workbench.ops.inputs import Attention, Statistics
 from workbench.rows import Rows
 
 STRIP = 2**25

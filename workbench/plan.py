@@ -9,9 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from workbench.errors import InputError
 from workbench.groups import Group
 from workbench.heads import Shape
-from workbench.kernels.blocked import ELEMENTS
 from workbench.models import HFModel
 from workbench.needles import NeedleTests
+from workbench.ops.blocked import ELEMENTS
 from workbench.sources import Source
 
 SPEED = {"cpu": 40e9, "cuda": 60e12, "mps": 2e12}

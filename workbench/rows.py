@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from workbench.errors import InputError
-from workbench.kernels.inputs import Pairs, Range
+from workbench.ops.inputs import Pairs, Range
 from workbench.prompts import Prompts
 from workbench.relations import RELATIONS
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from workbench import choosing
 from workbench.errors import InputError
-from workbench.hybrid.applied import Applied, apply
+from workbench.kernels.applied import Applied, apply
 from workbench.matching import word_recall
 from workbench.models import HFModel
 from workbench.needles import NeedleTests, load_needles

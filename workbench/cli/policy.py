@@ -135,8 +135,8 @@ def generate(
     import sys
 
     from workbench import models
-    from workbench.hybrid import cache as caches
-    from workbench.hybrid.applied import apply
+    from workbench.kernels import cache as caches
+    from workbench.kernels.applied import apply
     from workbench.labels import HeadLabels
 
     found = HeadLabels.load(labels)

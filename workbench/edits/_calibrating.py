@@ -12,9 +12,9 @@ from torch.nn.functional import pad
 from workbench.edits._edit import Scene
 from workbench.edits.sinks import SinkRule
 from workbench.errors import InputError
-from workbench.kernels import sums
-from workbench.kernels.changed import Step, reduced, strips, subset
-from workbench.kernels.inputs import Attention, Wanted
+from workbench.ops import sums
+from workbench.ops.changed import Step, reduced, strips, subset
+from workbench.ops.inputs import Attention, Wanted
 
 LEAST = 1e-12
 """A row with less than this beside its sinks has no recipient."""

@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.heads import Head, Shape
-from workbench.kernels.changed import Step
-from workbench.kernels.inputs import Attention
 from workbench.models import HFModel
+from workbench.ops.changed import Step
+from workbench.ops.inputs import Attention
 from workbench.prompts import Prompts
 
 

@@ -15,8 +15,8 @@ from workbench.edits._edit import BaseEdit, Scene, check_heads, heads_in, named,
 from workbench.edits.sinks import SinkRule
 from workbench.errors import InputError, unknown
 from workbench.heads import Head, Shape
-from workbench.kernels.changed import Step
 from workbench.models import HFModel
+from workbench.ops.changed import Step
 from workbench.prompts import Prompts
 
 FIND = {

@@ -15,8 +15,8 @@ from torch import Tensor
 from workbench.edits._edit import BaseEdit, Scene, check_heads, heads_in, named, parsed
 from workbench.errors import InputError
 from workbench.heads import Head, Shape
-from workbench.kernels.changed import Step
 from workbench.models import HFModel
+from workbench.ops.changed import Step
 from workbench.prompts import Prompts
 
 EPSILON = 1e-6

@@ -15,10 +15,10 @@ from torch import Tensor
 from workbench.edits._edit import BaseEdit, Scene, check_heads, heads_in, named, parsed
 from workbench.errors import InputError
 from workbench.heads import Head, Shape
-from workbench.kernels.blocked import ELEMENTS
-from workbench.kernels.changed import Step
-from workbench.kernels.inputs import Attention
 from workbench.models import HFModel
+from workbench.ops.blocked import ELEMENTS
+from workbench.ops.changed import Step
+from workbench.ops.inputs import Attention
 from workbench.prompts import Prompts
 from workbench.rotary import frequencies, rotated
 

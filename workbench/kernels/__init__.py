@@ -1,1 +1,10 @@
-"""What do heads attend to, as numbers? Exact statistics of one layer from its queries and keys; nothing of size T² is stored."""
+"""Policies at work: the weights permuted, the attention that runs, its cache, and `apply`.
+
+labels = HeadLabels.load("heads.json")
+with workbench.kernels.apply(model, labels) as applied:
+applied.generate(...)
+"""
+
+from workbench.kernels.applied import Applied, apply
+
+__all__ = ["Applied", "apply"]

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from workbench.errors import InputError, unknown
-from workbench.kernels.blocked import pool_into
-from workbench.kernels.inputs import Wanted
 from workbench.layer_view import LayerView, Seen
+from workbench.ops.blocked import pool_into
+from workbench.ops.inputs import Wanted
 from workbench.rows import Rows
 
 REDUCERS = ("mean", "sum", "max")

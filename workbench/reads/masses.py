@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from workbench.errors import InputError, unknown
-from workbench.kernels.inputs import Range, Wanted
 from workbench.layer_view import LayerView, Seen
+from workbench.ops.inputs import Range, Wanted
 from workbench.relations import RELATIONS
 from workbench.rows import Rows
 

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from workbench.kernels.inputs import Wanted
 from workbench.layer_view import LayerView, Seen
+from workbench.ops.inputs import Wanted
 from workbench.reads.rows import Array
 from workbench.rows import Rows
 

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.kernels.inputs import Wanted
 from workbench.layer_view import LayerView, Seen
+from workbench.ops.inputs import Wanted
 from workbench.rows import Rows
 
 Array = Tensor | np.ndarray

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.errors import InputError
-from workbench.kernels.inputs import Wanted
 from workbench.layer_view import LayerView, Seen
+from workbench.ops.inputs import Wanted
 from workbench.prompts import Prompts
 from workbench.reads.rows import Array
 from workbench.rows import Rows

@@ -11,14 +11,14 @@ from transformers import Cache, DynamicCache
 
 from workbench.choosing import policy_of
 from workbench.errors import InputError, unknown
-from workbench.hybrid import cache as caches
-from workbench.hybrid.attention import Running
-from workbench.hybrid.permutation import permuted
-from workbench.kernels.attend import DECODE, PREFILL
-from workbench.kernels.dense import BACKENDS
-from workbench.kernels.support import HEAD_SIZES, missing_for
+from workbench.kernels import cache as caches
+from workbench.kernels.attention import Running
+from workbench.kernels.permutation import permuted
 from workbench.labels import HeadLabels
 from workbench.models import HYBRID, HFModel
+from workbench.ops.attend import DECODE, PREFILL
+from workbench.ops.dense import BACKENDS
+from workbench.ops.support import HEAD_SIZES, missing_for
 from workbench.policies import HeadPolicy
 
 

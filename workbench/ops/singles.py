@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from workbench.kernels.inputs import Attention, Name, Pairs, Wanted
+from workbench.ops.inputs import Attention, Name, Pairs, Wanted
 
 AT_ONCE = 2**22
 """Probabilities that are held before they are added up."""

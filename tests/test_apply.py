@@ -13,9 +13,9 @@ from workbench import choosing, policies, tiny
 from workbench.captures import capture
 from workbench.errors import InputError
 from workbench.heads import Head
-from workbench.hybrid import cache as caches
-from workbench.hybrid.applied import apply, choose
-from workbench.hybrid.permutation import permuted
+from workbench.kernels import cache as caches
+from workbench.kernels.applied import apply, choose
+from workbench.kernels.permutation import permuted
 from workbench.labels import HeadLabels
 from workbench.policies import HeadPolicy
 from workbench.reads import Received

@@ -12,8 +12,8 @@ from einops import rearrange, reduce
 from torch import Tensor
 from torch.nn.functional import pad
 
-from workbench.kernels import singles, sums
-from workbench.kernels.inputs import Attention, Name, Pairs, Range, Statistics, Wanted
+from workbench.ops import singles, sums
+from workbench.ops.inputs import Attention, Name, Pairs, Range, Statistics, Wanted
 
 NEVER = -1e30
 """The score of a key that a row may not see: finite, so that 0 probability times it is 0."""

@@ -4,10 +4,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.errors import InputError, unknown
-from workbench.kernels import decoding, sink_window, sink_window_torch
-from workbench.kernels.decoding import DecodeStep
-from workbench.kernels.sink_window import SinkWindow
-from workbench.kernels.support import missing_for
+from workbench.ops import decoding, sink_window, sink_window_torch
+from workbench.ops.decoding import DecodeStep
+from workbench.ops.sink_window import SinkWindow
+from workbench.ops.support import missing_for
 
 PREFILL = {
     "reference": "by definition, all scores at once",
@@ -40,12 +40,12 @@ def attend(problem: SinkWindow, implementation: str, out: Float[Tensor, "B H Q E
         case "merged":
             return sink_window_torch.merged(problem, out)
         case "flex":
-            from workbench.kernels import flex
+            from workbench.ops import flex
 
             return flex.attend(problem, out)
         case "triton":
             _needs_triton(problem.q_BHQE)
-            from workbench.kernels import sink_window_triton
+            from workbench.ops import sink_window_triton
 
             return sink_window_triton.attend(problem, out)
     raise unknown("implementation", implementation, PREFILL)
@@ -60,7 +60,7 @@ def decode(step: DecodeStep, implementation: str) -> tuple[Float[Tensor, "B H E"
             return decoding.reference(decoding.filled(step))
         case "triton":
             _needs_triton(step.q_BHE)
-            from workbench.kernels import decoding_triton
+            from workbench.ops import decoding_triton
 
             return decoding_triton.decode(step)
     raise unknown("implementation", implementation, DECODE)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from workbench.kernels.inputs import Attention, Statistics, Wanted
+from workbench.ops.inputs import Attention, Statistics, Wanted
 
 ELEMENTS = 2**20
 """Scores per block, which should stay in the cache."""

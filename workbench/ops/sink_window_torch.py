@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.errors import InputError
-from workbench.kernels.sink_window import SinkWindow
+from workbench.ops.sink_window import SinkWindow
 
 BLOCK = 128
 """The fewest rows of a block; a wide window has larger ones."""

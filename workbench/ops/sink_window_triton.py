@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.errors import InputError
-from workbench.kernels.sink_window import SinkWindow
-from workbench.kernels.support import HEAD_SIZES
-from workbench.kernels.triton_sink_window import sink_window_kernel
-from workbench.kernels.tuning import Tile, choose
+from workbench.ops.sink_window import SinkWindow
+from workbench.ops.support import HEAD_SIZES
+from workbench.ops.triton_sink_window import sink_window_kernel
+from workbench.ops.tuning import Tile, choose
 
 LOG2E = 1.4426950408889634
 

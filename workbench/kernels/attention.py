@@ -15,13 +15,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
 from workbench.errors import InputError
-from workbench.hybrid.clock import Clock
-from workbench.hybrid.layer import HybridLayer, New, Stored
-from workbench.kernels.attend import attend, decode
-from workbench.kernels.decoding import DecodeStep
-from workbench.kernels.dense import dense
-from workbench.kernels.sink_window import SinkWindow
+from workbench.kernels.clock import Clock
+from workbench.kernels.layer import HybridLayer, New, Stored
 from workbench.models import HYBRID
+from workbench.ops.attend import attend, decode
+from workbench.ops.decoding import DecodeStep
+from workbench.ops.dense import dense
+from workbench.ops.sink_window import SinkWindow
 from workbench.policies import HeadPolicy
 
 

@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.errors import InputError
-from workbench.kernels.decoding import DecodeStep
-from workbench.kernels.support import HEAD_SIZES
-from workbench.kernels.triton_decoding import decode_kernel, join_kernel
-from workbench.kernels.tuning import Tile
+from workbench.ops.decoding import DecodeStep
+from workbench.ops.support import HEAD_SIZES
+from workbench.ops.triton_decoding import decode_kernel, join_kernel
+from workbench.ops.tuning import Tile
 
 LOG2E = 1.4426950408889634
 PER_PROCESSOR = 2

@@ -17,7 +17,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from workbench.errors import InputError
-from workbench.kernels.sink_window import SinkWindow
+from workbench.ops.sink_window import SinkWindow
 
 BLOCK = 128
 SHAPES = 256

@@ -14,8 +14,8 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from workbench.errors import InputError, unknown
-from workbench.kernels.inputs import Attention, Wanted
-from workbench.kernels.sink_window_torch import joined, runs
+from workbench.ops.inputs import Attention, Wanted
+from workbench.ops.sink_window_torch import joined, runs
 
 BACKENDS = {
     "cudnn": "cuDNN, the fastest on Hopper; half precision on CUDA",
@@ -167,8 +167,8 @@ def _math(q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
 
 def _statistics(q: Tensor, k: Tensor, v: Tensor, scaling: float, start_B: Tensor | None, softcap: float | None) -> Tensor:
     """The kernels that keep statistics, without any: Triton on CUDA, else block by block."""
-    from workbench.kernels import blocked
-    from workbench.kernels.support import HEAD_SIZES, missing_for
+    from workbench.ops import blocked
+    from workbench.ops.support import HEAD_SIZES, missing_for
 
     batch, rows, keys = len(q), q.shape[2], k.shape[2]
     pos_BR = torch.arange(keys - rows, keys, device=q.device, dtype=torch.int32).expand(batch, -1).contiguous()
@@ -176,7 +176,7 @@ def _statistics(q: Tensor, k: Tensor, v: Tensor, scaling: float, start_B: Tensor
     attention = Attention(q, k, v, pos_BR, start, scaling, softcap, padded=start_B is not None)
     statistics = blocked.statistics
     if q.is_cuda and q.shape[3] in HEAD_SIZES and missing_for(q.device) is None:
-        from workbench.kernels.streaming import statistics
+        from workbench.ops.streaming import statistics
     z_BHQE = statistics(attention, Wanted(output=True)).z_BHRE
     assert z_BHQE is not None
     return z_BHQE

@@ -14,8 +14,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import pad
 
-from workbench.kernels.blocked import ELEMENTS, masked_scores, pool_into
-from workbench.kernels.inputs import Attention, Pairs, Statistics, Wanted
+from workbench.ops.blocked import ELEMENTS, masked_scores, pool_into
+from workbench.ops.inputs import Attention, Pairs, Statistics, Wanted
 
 
 class Step:

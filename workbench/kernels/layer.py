@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from transformers.cache_utils import CacheLayerMixin
 
 from workbench.errors import InputError
-from workbench.hybrid.clock import Clock
+from workbench.kernels.clock import Clock
 from workbench.policies import HeadPolicy
 
 BLOCK = 256

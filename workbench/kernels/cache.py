@@ -6,8 +6,8 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from workbench.errors import InputError
-from workbench.hybrid.clock import Clock
-from workbench.hybrid.layer import HybridLayer
+from workbench.kernels.clock import Clock
+from workbench.kernels.layer import HybridLayer
 from workbench.policies import HeadPolicy
 
 

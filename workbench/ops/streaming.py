@@ -18,12 +18,12 @@ from torch.nn.functional import pad
 from triton import knobs
 
 from workbench.errors import InputError
-from workbench.kernels import singles
-from workbench.kernels.inputs import Attention, Name, Pairs, Statistics, Wanted
-from workbench.kernels.support import HEAD_SIZES
-from workbench.kernels.triton_given_lse import columns_kernel, pairs_kernel, ranges_kernel
-from workbench.kernels.triton_rows import rows_kernel
-from workbench.kernels.tuning import Tile, choose
+from workbench.ops import singles
+from workbench.ops.inputs import Attention, Name, Pairs, Statistics, Wanted
+from workbench.ops.support import HEAD_SIZES
+from workbench.ops.triton_given_lse import columns_kernel, pairs_kernel, ranges_kernel
+from workbench.ops.triton_rows import rows_kernel
+from workbench.ops.tuning import Tile, choose
 
 LOG2E = 1.4426950408889634
 MAP_BLOCK = 16

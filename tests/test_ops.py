@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from oracle import between, local, misses, previous, probabilities, sees_something, sink
 
 from workbench.errors import InputError
-from workbench.kernels import blocked, singles
-from workbench.kernels.inputs import Attention, Pairs, Wanted
+from workbench.ops import blocked, singles
+from workbench.ops.inputs import Attention, Pairs, Wanted
 
 DEVICE = "cuda" if torch.cuda.is_available() and os.environ["TRITON_INTERPRET"] != "1" else "cpu"
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -51,7 +51,7 @@ def mend_bfloat16(monkeypatch):
 @pytest.fixture
 def streaming(monkeypatch):
     pytest.importorskip("triton")
-    from workbench.kernels import streaming
+    from workbench.ops import streaming
 
     monkeypatch.setattr(streaming, "empty", poisoned)
     if DEVICE == "cpu":
@@ -395,7 +395,7 @@ def test_wanted_joins_and_says_whether_there_is_anything():
 def tuning(monkeypatch, tmp_path):
     """As if a graphics card were there; nothing is known about it."""
     triton = pytest.importorskip("triton")
-    from workbench.kernels import tuning
+    from workbench.ops import tuning
 
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)

@@ -12,7 +12,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from workbench.kernels.triton_rows import capped
+from workbench.ops.triton_rows import capped
 
 BEHIND = tl.constexpr(2**30)
 NEVER = tl.constexpr(-1e30)

@@ -11,7 +11,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from workbench.kernels.triton_rows import capped
+from workbench.ops.triton_rows import capped
 
 NEVER = tl.constexpr(-1e30)
 LN2 = tl.constexpr(0.6931471805599453)

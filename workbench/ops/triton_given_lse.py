@@ -10,7 +10,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from workbench.kernels.triton_rows import NOWHERE, capped
+from workbench.ops.triton_rows import NOWHERE, capped
 
 
 @no_type_check

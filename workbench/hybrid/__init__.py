@@ -1,1 +1,0 @@
-"""Policies at work: the weights permuted, the attention that runs, its cache, and `apply`."""
