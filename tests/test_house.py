@@ -24,7 +24,7 @@ each_file = pytest.mark.parametrize("path", FILES, ids=NAMES)
 
 
 def is_kernel(path: Path) -> bool:
-    return "kernels" in path.relative_to(PACKAGE).parts
+    return "ops" in path.relative_to(PACKAGE).parts
 
 
 def functions(path: Path) -> dict[str, int]:

@@ -83,7 +83,7 @@ def attention(length, *, rows=None, pos=None, start=None, heads=(1, 1), size=64,
 def everything(a, edge=4, maps=((32, "max"),)):
     """All statistics, with ranges that end at the edge of a tile and that begin within one. A map needs all rows."""
     ranges = {"sink": sink(a, edge), "local": local(a, edge), "middle": between(a, a.keys // 3, a.keys // 2 + 1)}
-    whole = a.q_BHRE.shape[2] == a.keys
+    whole = all(row == list(range(a.keys)) for row in a.pos_BR.tolist())  # not any as many rows
     return Wanted(True, True, True, True, frozenset({"sum", "max"}), frozenset(maps) if whole else frozenset(), ranges, {"previous": previous(a)})
 
 
