@@ -1,0 +1,1 @@
+"""Which heads make a behaviour? Patching, attribution and what to believe of them."""

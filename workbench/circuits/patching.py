@@ -1,0 +1,152 @@
+"""What does each head do? Activation patching and ablation of every head, position and component, all heads in one sweep; direct logit attribution.
+
+A head's output (or its queries, keys, values or pattern) is replaced by what it is on the other prompt of a pair, by its mean, or by zero; everything behind
+follows. Wang et al. 2022 (2211.00593), Heimersheim & Nanda 2024 (2404.15255).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from workbench.circuits.alternatives import alternatives, at, check, means, single
+from workbench.circuits.anatomy import Anatomy, Trace, taken_apart
+from workbench.circuits.effects import Effects, joined
+from workbench.circuits.sweep import outcomes
+from workbench.circuits.tasks import Pairs, TaskSet
+from workbench.circuits.writes import head_writes, to_logits
+from workbench.errors import InputError, unknown
+from workbench.models import HFModel
+
+DIRECTIONS = {
+    "noising": "clean prompts get parts of the corrupted: what is necessary",
+    "denoising": "corrupted prompts get parts of the clean: what suffices",
+}
+"""Which prompts run, and which give."""
+
+TRACED = 2**12
+"""Tokens of prompts whose passes are kept at once."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """Prompts of one length at hand: the passes over the base prompts and the others, and the metric."""
+
+    anatomy: Anatomy
+    pairs: Pairs
+    base: Trace
+    other: Trace
+    metric: str | None
+    mean: Sequence[Tensor] | None = None
+
+    def measure(self, logits_SV: Float[Tensor, "SB V"], variants: int = 1) -> Float[Tensor, " SB"]:
+        """The metric of each row, for so many variants of the prompts, outermost. KL is against the base pass."""
+        rows = logits_SV.unflatten(0, (variants, -1))
+        return torch.cat([self.pairs.measure(logits_BV, self.metric, self.base.logits_BV) for logits_BV in rows])
+
+    def numbers(self, trace: Trace) -> Float[np.ndarray, " B"]:
+        """The metric of a pass."""
+        return self.measure(trace.logits_BV).detach().float().cpu().numpy()
+
+
+def scenes(model: HFModel, data: TaskSet, direction: str, metric: str | None, mean_of: str | None = None) -> Iterator[Scene]:
+    """Passes over all prompts of a task, length by length, in pieces whose passes fit into memory.
+
+    With `mean_of`, each has the mean of that component over all the other prompts of its length. Raises `InputError` for an unknown direction.
+    """
+    if direction not in DIRECTIONS:
+        raise unknown("direction", direction, DIRECTIONS)
+    for pairs in data.pairs:
+        base_BT, other_BT = (pairs.clean_BT, pairs.corrupted_BT) if direction == "noising" else (pairs.corrupted_BT, pairs.clean_BT)
+        size = max(1, TRACED // base_BT.shape[1])
+        pieces = [list(range(begin, min(begin + size, len(base_BT)))) for begin in range(0, len(base_BT), size)]
+        with torch.no_grad(), taken_apart(model, base_BT.shape[1]) as anatomy:
+            mean = None if mean_of is None else means(anatomy, (anatomy.trace(_ids(model, other_BT[piece])) for piece in pieces), mean_of)
+            for piece in pieces:
+                base, other = (anatomy.trace(_ids(model, ids_BT[piece])) for ids_BT in (base_BT, other_BT))
+                yield Scene(anatomy, pairs.rows(piece), base, other, metric, mean)
+
+
+def _ids(model: HFModel, ids_BT: np.ndarray) -> Tensor:
+    return torch.tensor(ids_BT, device=model.device)
+
+
+def activation_patching(
+    model: HFModel,
+    data: TaskSet,
+    *,
+    component: str = "z",
+    ablation: str = "resample",
+    direction: str = "noising",
+    positions: Sequence[int] | None = None,
+    metric: str | None = None,
+    progress: Progress = lambda *_: None,
+) -> Effects:
+    """The effect of replacing one component of each head (KV group for k and v), one head at a time, at some positions (all by default).
+
+    `component` is one of `COMPONENTS`, `ablation` of `ABLATIONS`, `direction` of `DIRECTIONS`. `positions` count from the start, or from the end if negative.
+    Raises `InputError` for unknown names and positions out of range.
+    """
+    check(component, ablation)
+    replaced_SLH, units = single(model.shape, component)
+    parts = []
+    for number, scene in enumerate(scenes(model, data, direction, metric, component if ablation == "mean" else None)):
+        progress(number, len(data.pairs))
+        other = alternatives(scene.anatomy, scene.base, scene.other, component, ablation, mean=scene.mean, positions=positions)
+        first = int(at(scene.anatomy.length, positions, torch.device("cpu")).int().argmax())
+        value_SB = outcomes(scene.anatomy, scene.base, other, replaced_SLH, scene.measure, first=first)
+        base_B = scene.numbers(scene.base)
+        effect_BLU = (value_SB - base_B).T.reshape(len(base_B), model.shape.n_layers, units)
+        parts.append(Effects(effect_BLU, base_B, scene.numbers(scene.other), model.shape.n_heads // units))
+    facts = {"method": "activation patching", "component": component, "ablation": ablation, "direction": direction, "positions": positions}
+    return joined(parts, **facts, metric=metric or data.pairs[0].metric, task=data.task)
+
+
+def replace_sets(
+    model: HFModel, data: TaskSet, replaced_SLH: Bool[np.ndarray, "S L H"], *, ablation: str = "resample", direction: str = "noising", metric: str | None = None
+) -> tuple[Float[np.ndarray, "S N"], Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
+    """The metric with sets of heads replaced together, for every set and prompt; beside it that of the base prompts and of the others."""
+    check("z", ablation)
+    found = []
+    for scene in scenes(model, data, direction, metric, "z" if ablation == "mean" else None):
+        other = alternatives(scene.anatomy, scene.base, scene.other, "z", ablation, mean=scene.mean)
+        value_SB = outcomes(scene.anatomy, scene.base, other, replaced_SLH, scene.measure)
+        found.append((value_SB, scene.numbers(scene.base), scene.numbers(scene.other)))
+    value, base, other = zip(*found, strict=True)
+    return np.concatenate(value, axis=1), np.concatenate(base), np.concatenate(other)
+
+
+def direct_attribution(model: HFModel, data: TaskSet, metric: str | None = None) -> Effects:
+    """What each head adds to the logit difference of the clean prompts by itself: its write at the last position, through the final norm as it was, and W_U.
+
+    One pass; nothing is replaced. In units of logits; only logit differences can be taken apart so. Heads of models whose attention has a norm behind it write
+    through that norm as it was. Raises `InputError` for another metric.
+    """
+    if (metric or data.pairs[0].metric) != "logit_difference":
+        raise InputError(f"direct attribution takes logit differences apart, not {metric or data.pairs[0].metric}; give the metric logit_difference")
+    parts = []
+    for scene in scenes(model, data, "noising", "logit_difference"):
+        effect_BLH = attributed(scene)
+        parts.append(Effects(effect_BLH, scene.numbers(scene.base), scene.numbers(scene.other)))
+    return joined(parts, method="direct logit attribution", component="z", positions=[-1], metric="logit_difference", task=data.task)
+
+
+def attributed(scene: Scene) -> Float[np.ndarray, "B L H"]:
+    """What each head adds to the logit difference of the base prompts of a scene, at the last position."""
+    anatomy, base = scene.anatomy, scene.base
+    unembedding_VD = anatomy.model.hf.get_output_embeddings().weight
+    direction_BD = torch.stack(
+        [
+            unembedding_VD[list(right)].float().mean(0) - unembedding_VD[list(wrong)].float().mean(0)
+            for right, wrong in zip(scene.pairs.right, scene.pairs.wrong, strict=True)
+        ]
+    )
+    layers = [
+        to_logits(anatomy, base.x[-1][:, -1], direction_BD, head_writes(anatomy, layer, base.z[layer])[:, :, -1]) for layer in range(anatomy.shape.n_layers)
+    ]
+    return torch.stack(layers, dim=1).cpu().numpy()
