@@ -4,7 +4,7 @@ To add one, add a file that defines `TASK`, or give a file of JSON lines with th
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from itertools import islice
 from pkgutil import iter_modules
@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from workbench.circuits.tasks.encoding import UNEQUAL, Encoded, encode
+from workbench.circuits.tasks.encoding import UNEQUAL, Encoded, encode, sizes
 from workbench.circuits.tasks.item import METRICS, Item, Keep, Task
 from workbench.circuits.tasks.lines import is_file, load_items, shuffled
 from workbench.circuits.tasks.pairs import Pairs, TaskSet
@@ -46,15 +46,16 @@ def task_of(source: str) -> Task:
     return TASKS[name]
 
 
-def items_of(source: str, seed: int) -> Iterator[Item]:
+def items_of(source: str, seed: int, size: Callable[[str], int] | None = None) -> Iterator[Item]:
     """Items in an order that `seed` decides: without end from a task, each once from a file of JSON lines.
 
     `source` is the name of a task, with options behind a colon (`knowledge_conflict:relation=capital,format=coherent`), or the path of a .jsonl file.
+    `size` counts the tokens of a text; tasks that choose words by it draw others without it.
     Raises `InputError` for what does not exist, listing what does, and for a file that cannot be read, naming the line.
     """
     if is_file(source):
         return iter(shuffled(load_items(source), seed))
-    return task_of(source).draw(seed, source.partition(":")[2])
+    return task_of(source).draw(seed, source.partition(":")[2], size)
 
 
 def prepare(model: HFModel, source: str, count: int, seed: int = 0, keep: Keep | None = None) -> TaskSet:
@@ -70,10 +71,11 @@ def prepare(model: HFModel, source: str, count: int, seed: int = 0, keep: Keep |
     if from_file:
         _refuse_unequal(model, source)
     chosen = keep or (None if from_file else task_of(source).keep)
-    found, dropped = _collected(model, items_of(source, seed), count, chosen)
+    found, dropped = _collected(model, items_of(source, seed, sizes(model)), count, chosen)
     if not found or (len(found) < count and not from_file):
         reasons = "; ".join(f"{number} for {reason}" for reason, number in dropped.most_common())
-        mend = f"ask for {len(found)} or fewer" if found else "choose another task or model"
+        instead = "another task" if from_file else task_of(source).instead or "another task"
+        mend = f"ask for {len(found)} or fewer" if found else f"choose {instead} or another model"
         raise InputError(f"{source}: {len(found)} of {count} items fit {model.name}, dropped {reasons or 'none'}; {mend}")
     metric = "logit_difference" if from_file else task_of(source).metric
     return TaskSet(source, _grouped(source, metric, found), MappingProxyType(dict(dropped)), seed)

@@ -1,7 +1,8 @@
 """Does an item fit a tokenizer? Prompts of one length, answers of one token each; else the reason why not."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -37,15 +38,20 @@ def ids_of(tokenizer: Any, text: str) -> tuple[int, ...]:
     return tuple(tokenizer(text)["input_ids"])
 
 
+def sizes(model: HFModel) -> Callable[[str], int]:
+    """How many tokens a text has, as a function that remembers. Raises `InputError` without a tokenizer."""
+    if model.tokenizer is None:
+        raise InputError(f"{model.name} has no tokenizer; tasks need one")
+    return cache(lambda text: len(ids_of(model.tokenizer, text)))
+
+
 def encode(model: HFModel, item: Item) -> Encoded | str:
     """The tokens of an item, or the reason why it does not fit: one of the texts above.
 
     An answer is the one token that the tokenizer puts behind the clean prompt. Where it joins the two otherwise (" 17" and "00" are one token of GPT-2),
-    the answer's own token counts if it spells the answer. Raises `InputError` without a tokenizer.
+    the answer's own token counts if it spells the answer.
     """
     tokenizer = model.tokenizer
-    if tokenizer is None:
-        raise InputError(f"{model.name} has no tokenizer; tasks need one")
     clean, corrupted = ids_of(tokenizer, item.clean), ids_of(tokenizer, item.corrupted)
     if len(clean) != len(corrupted):
         return UNEQUAL

@@ -49,7 +49,8 @@ class Task:
     """A behaviour that ships with the package: `items(rng, **options)` draws pairs of prompts without end.
 
     `metric` is `logit_difference` or `probability_difference`. `source` is the paper. `options` holds for each option its values, the first of which is
-    the default. `keep` tells which items are of use to a model, where that is more than a matter of tokens.
+    the default. `keep` tells which items are of use to a model, where that is more than a matter of tokens. `instead` names a task for models whose
+    tokens do not fit. The items of a `sized` task take `size` as well, which counts the tokens of a text, and choose words by it.
     """
 
     name: str
@@ -58,6 +59,8 @@ class Task:
     source: str
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     keep: Keep | None = None
+    instead: str = ""
+    sized: bool = False
 
     def __post_init__(self) -> None:
         if not self.about:
@@ -89,6 +92,7 @@ class Task:
             found[name] = value
         return found
 
-    def draw(self, seed: int, text: str = "") -> Iterator[Item]:
-        """Items without end, the same for the same seed and options. Raises as `chosen` does."""
-        return self.items(np.random.default_rng(seed), **self.chosen(text))
+    def draw(self, seed: int, text: str = "", size: Callable[[str], int] | None = None) -> Iterator[Item]:
+        """Items without end, the same for the same seed and options, and for the same `size` if the task is `sized`. Raises as `chosen` does."""
+        sized = {"size": size} if self.sized and size else {}
+        return self.items(np.random.default_rng(seed), **self.chosen(text), **sized)

@@ -33,7 +33,9 @@ class Pairs:
             raise unknown("metric", self.metric, METRICS)
         counts = {len(self.items), len(self.clean_BT), len(self.corrupted_BT), len(self.right), len(self.wrong)}
         if len(counts) != 1 or self.clean_BT.shape != self.corrupted_BT.shape:
-            raise InputError(f"clean and corrupted prompts have one shape and as many answers, got {self.clean_BT.shape} and {self.corrupted_BT.shape}")
+            raise InputError(
+                f"clean and corrupted prompts have one shape, with an item and answers each; got {self.clean_BT.shape} and {self.corrupted_BT.shape}"
+            )
         for name in ("clean_BT", "corrupted_BT"):
             ids_BT = np.array(getattr(self, name), np.int64)
             ids_BT.flags.writeable = False
