@@ -106,16 +106,15 @@ def test_eap_is_the_gradient_of_the_graph_at_no_edge_cut(architecture):
 
 
 def test_integrals_add_up_along_their_paths():
-    """All edges out of the input, integrated over the input's way, are the change of the metric when the input itself changes."""
+    """All edges out of the input, integrated over the input's way, come to the change of the metric when the input changes; so do a last layer's heads."""
     model, task = model_of("llama"), data()
-    graph = graph_of(model)
-    scores = attribution.edge_attribution(model, task, "eap-ig-activations", steps=200)
-    whole = scores.other_N - scores.base_N
-    np.testing.assert_allclose(scores.score_NUW[:, 0].sum(-1), whole, atol=0.02 * np.abs(whole).max())
-    nodes, exact = attribution.node_attribution(model, task, "eap-ig-activations", steps=200), patching.activation_patching(model, task)
-    last = model.shape.n_layers - 1
-    np.testing.assert_allclose(nodes.effect_NLH[:, last].sum(-1), _all_of(model, task, last), atol=0.02 * np.abs(exact.effect_NLH).max())
-    assert graph.edges_UW[0].all()
+    off = {}
+    for steps in (40, 160):
+        scores = attribution.edge_attribution(model, task, "eap-ig-inputs", steps=steps)
+        off[steps] = np.abs(scores.score_NUW[:, 0].sum(-1) - (scores.other_N - scores.base_N)).max()
+    assert off[160] < 0.4 * off[40]
+    nodes, last = attribution.node_attribution(model, task, "eap-ig-activations", steps=100), model.shape.n_layers - 1
+    np.testing.assert_allclose(nodes.effect_NLH[:, last].sum(-1), _all_of(model, task, last), atol=0.01)
 
 
 def _all_of(model, task, layer):
@@ -150,7 +149,8 @@ def test_ranking_holds_all_edges_once_and_the_largest_first():
     scores = attribution.edge_attribution(model, task, "eap")
     ranked = scores.ranked()
     sizes = np.array([abs(scores.mean_UW[edge]) for edge in ranked])
-    assert len(set(ranked)) == scores.graph.edges_UW.sum() and (np.diff(sizes) <= 0).all()
+    assert len(set(ranked)) == scores.graph.edges_UW.sum()
+    assert (np.diff(sizes) <= 0).all()
 
 
 def test_dead_edges_are_pruned():

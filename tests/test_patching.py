@@ -327,6 +327,8 @@ def test_effects_are_ranked_and_tabled():
     assert list(table["head"]) == [str(head) for head in effects.ranked()]
     best = Head.parse(table["head"][0])
     assert abs(table["effect"][0]) == pytest.approx(np.abs(effects.mean_LH).max())
-    assert (table["low"] <= table["effect"]).all() and (table["effect"] <= table["high"]).all()
+    assert (table["low"] <= table["effect"]).all()
+    assert (table["effect"] <= table["high"]).all()
     assert table["normalised"][0] == pytest.approx(effects.mean_LH[best.layer, best.index] / (effects.other_N - effects.base_N).mean())
-    assert (table["p"] <= table["q"] + 1e-12).all() and table["p"].min() >= 2 / 2**6
+    assert (table["p"] <= table["q"] + 1e-12).all()
+    assert table["p"].min() >= 2 / 2**6

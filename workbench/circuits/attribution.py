@@ -16,7 +16,7 @@ from torch import Tensor
 
 from workbench.circuits.anatomy import Anatomy
 from workbench.circuits.effects import Effects, joined
-from workbench.circuits.graph import Graph, changes
+from workbench.circuits.graph import WRITTEN, Graph, changes, graph_of
 from workbench.circuits.patching import Progress, Scene, scenes
 from workbench.circuits.tasks import TaskSet
 from workbench.errors import InputError, unknown
@@ -142,8 +142,8 @@ def edge_attribution(
         raise InputError("the divergence from the base prompts has no slope at the base prompts; integrate (eap-ig-inputs), or give the metric of the task")
     if steps < 1:
         raise InputError(f"an integral takes 1 step or more, not {steps}")
-    graph, found = Graph(model.shape, bool(getattr(model.config, "use_parallel_residual", False))), []
-    for number, scene in enumerate(scenes(model, data, direction, metric)):
+    graph, found = graph_of(model), []
+    for number, scene in enumerate(scenes(model, data, direction, metric, tokens=WRITTEN)):
         progress(number, len(data.pairs))
         score_BUW = torch.zeros(len(scene.pairs), graph.senders, graph.receivers)
         change_UBTD = changes(scene.anatomy, scene.base, scene.other)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.circuits.anatomy import Anatomy, Trace
-from workbench.circuits.graph import BRANCHES, Graph, all_writes, changes
+from workbench.circuits.graph import BRANCHES, WRITTEN, Graph, all_writes, changes, graph_of
 from workbench.circuits.patching import Progress, Scene, scenes
 from workbench.circuits.sweep import TOKENS
 from workbench.circuits.tasks import TaskSet
@@ -35,7 +35,7 @@ def exact_effects(
 
     Only what lies above a receiver runs. Raises `InputError` for edges that are not there.
     """
-    graph = Graph(model.shape, bool(getattr(model.config, "use_parallel_residual", False)))
+    graph = graph_of(model)
     for sender, receiver in edges:
         if not graph.edges_UW[sender, receiver]:
             raise InputError(f"{graph.name(sender, receiver)} is no edge")
@@ -43,7 +43,7 @@ def exact_effects(
     for place, (_, receiver) in enumerate(edges):
         into[receiver].append(place)
     found = []
-    for scene in scenes(model, data, direction, metric):
+    for scene in scenes(model, data, direction, metric, tokens=WRITTEN):
         anatomy, batch = scene.anatomy, len(scene.pairs)
         change_UBTD = changes(anatomy, scene.base, scene.other)
         value_EB = np.empty((len(edges), batch), np.float32)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from workbench.circuits import statistics
 from workbench.heads import Head
 
 COLUMNS = {
@@ -64,12 +65,10 @@ class Effects:
 
     def table(self, seed: int = 0) -> pd.DataFrame:
         """One row for every head (or group) with an effect, the largest in size first; see `COLUMNS`."""
-        from workbench.circuits import statistics
-
         places = np.argwhere(np.isfinite(self.mean_LH))
         effect_NM = self.effect_NLH[:, places[:, 0], places[:, 1]]
-        low, high = statistics.bootstrap_mean(effect_NM, seed=seed)
-        p = statistics.sign_flip(effect_NM, seed=seed)
+        low, high = statistics.interval(effect_NM, seed=seed)
+        p = statistics.sign_flips(effect_NM, seed=seed)
         rows = pd.DataFrame({
             "head": [str(self.head(int(layer), int(index))) for layer, index in places],
             "effect": effect_NM.mean(0),
@@ -77,7 +76,7 @@ class Effects:
             "high": high,
             "normalised": self.normalised_LH[places[:, 0], places[:, 1]],
             "p": p,
-            "q": statistics.false_discovery(p),
+            "q": statistics.false_discoveries(p),
             "n": len(effect_NM),
         })  # fmt: skip
         return rows.sort_values("effect", key=abs, ascending=False, kind="stable", ignore_index=True)[list(COLUMNS)]

@@ -12,8 +12,12 @@ from workbench.circuits.anatomy import Anatomy, Trace
 from workbench.circuits.writes import head_writes
 from workbench.errors import InputError
 from workbench.heads import Shape
+from workbench.models import HFModel
 
 BRANCHES = ("q", "k", "v")
+
+WRITTEN = 2**9
+"""Tokens of prompts for which what every sender writes is kept at once."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,11 @@ class Graph:
         if place == self.branches:
             return layer, "mlp", 0
         return (layer, "q", place) if place < heads else (layer, "kv"[(place - heads) // groups], (place - heads) % groups)
+
+
+def graph_of(model: HFModel) -> Graph:
+    """The graph of a model."""
+    return Graph(model.shape, bool(getattr(model.config, "use_parallel_residual", False)))
 
 
 def all_writes(anatomy: Anatomy, trace: Trace) -> Float[Tensor, "U B T D"]:

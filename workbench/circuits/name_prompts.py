@@ -7,6 +7,7 @@ from jaxtyping import Int
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from workbench.circuits.tasks import Item, Pairs, TaskSet
 from workbench.errors import InputError
 
 WORDS = (
@@ -56,6 +57,17 @@ def name_prompts(count: int, seed: int = 0) -> NamePrompts:
     ids_BT[:, [FIRST, SECOND, SUBJECT]] = np.stack([name_BN[:, 0], name_BN[:, 1], wrong_B], axis=1)
     corrupted_BT[:, [FIRST, SECOND, SUBJECT]] = name_BN[:, 2:]
     return NamePrompts(ids_BT, corrupted_BT, answer_B, wrong_B, tuple(np.where(abba_B, "ABBA", "BABA").tolist()))
+
+
+def name_pairs(count: int, seed: int = 0) -> TaskSet:
+    """The same prompts as a task, `names`: the answer against the subject, in logits. Raises as `name_prompts` does."""
+    made = name_prompts(count, seed)
+    items = tuple(
+        Item(clean, corrupted, (f" {WORDS[answer]}",), (f" {WORDS[wrong]}",), template)
+        for clean, corrupted, answer, wrong, template in zip(made.text(), made.text(True), made.answer_B, made.wrong_B, made.template, strict=True)
+    )
+    right, wrong = (tuple((int(token),) for token in tokens) for tokens in (made.answer_B, made.wrong_B))
+    return TaskSet("names", (Pairs("names", "logit_difference", items, made.ids_BT, made.corrupted_BT, right, wrong),), {}, seed)
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:

@@ -54,8 +54,10 @@ class Scene:
         return self.measure(trace.logits_BV).detach().float().cpu().numpy()
 
 
-def scenes(model: HFModel, data: TaskSet, direction: str, metric: str | None, mean_of: str | None = None) -> Iterator[Scene]:
-    """Passes over all prompts of a task, length by length, in pieces whose passes fit into memory.
+def scenes(
+    model: HFModel, data: TaskSet, direction: str = "noising", metric: str | None = None, mean_of: str | None = None, tokens: int | None = None
+) -> Iterator[Scene]:
+    """Passes over all prompts of a task, length by length, in pieces of about so many `tokens` (by default `TRACED`).
 
     With `mean_of`, each has the mean of that component over all the other prompts of its length. Raises `InputError` for an unknown direction.
     """
@@ -63,7 +65,7 @@ def scenes(model: HFModel, data: TaskSet, direction: str, metric: str | None, me
         raise unknown("direction", direction, DIRECTIONS)
     for pairs in data.pairs:
         base_BT, other_BT = (pairs.clean_BT, pairs.corrupted_BT) if direction == "noising" else (pairs.corrupted_BT, pairs.clean_BT)
-        size = max(1, TRACED // base_BT.shape[1])
+        size = max(1, (tokens or TRACED) // base_BT.shape[1])
         pieces = [list(range(begin, min(begin + size, len(base_BT)))) for begin in range(0, len(base_BT), size)]
         with torch.no_grad(), taken_apart(model, base_BT.shape[1]) as anatomy:
             mean = None if mean_of is None else means(anatomy, (anatomy.trace(_ids(model, other_BT[piece])) for piece in pieces), mean_of)

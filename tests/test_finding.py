@@ -1,0 +1,182 @@
+"""Circuits found on a model whose circuit is known, and kept as files."""
+
+import json
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_patching import data, model_of
+
+from workbench.circuits import attribution, edges, faithfulness, finding, patching, paths, verify
+from workbench.circuits.circuit import Circuit
+from workbench.circuits.compiled_ioi import BACKUP, DUPLICATE, INHIBITION, MOVERS, NEGATIVE, PREVIOUS, ROLES, ioi_model
+from workbench.circuits.finding import METHODS, Search, find
+from workbench.circuits.statistics import auroc
+from workbench.circuits.tasks import Pairs, TaskSet
+from workbench.errors import InputError
+from workbench.heads import Head
+from workbench.views.circuit import circuit_figure
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ioi_model(beta=5.0)
+
+
+@pytest.fixture(scope="module")
+def names():
+    return prompts(64)
+
+
+def prompts(count, seed=0):
+    from workbench.circuits.name_prompts import name_pairs
+
+    return name_pairs(count, seed)
+
+
+def truth():
+    return np.array([[Head(layer, index) in ROLES for index in range(6)] for layer in range(4)])
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("codes", "path", "direct")])
+def test_causal_methods_rank_the_seven_heads_first(model, names, method):
+    effects = METHODS[method][1](model, names, None, 0)
+    assert auroc(np.abs(effects.mean_LH), truth()) == 1.0
+    assert effects.mean_LH[PREVIOUS.layer, PREVIOUS.index] == pytest.approx(0, abs=1e-5)
+
+
+def test_direct_methods_find_those_that_write_the_answer(model, names):
+    for method in ("path", "direct"):
+        effects = METHODS[method][1](model, names, None, 0)
+        assert set(effects.ranked()[:4]) == {*MOVERS, NEGATIVE, BACKUP}
+
+
+def test_the_circuit_is_found_and_is_faithful(model, names):
+    searched, held_out = names.split(0.5)
+    circuit = find(model, searched, held_out, Search(size=7, edges=19))
+    assert set(circuit.heads) == set(ROLES)
+    table = circuit.faithfulness.set_index("ablation")
+    assert table.loc["resample", "faithfulness"] == pytest.approx(1, abs=1e-4)
+    assert table.loc["resample", "kl"] == pytest.approx(0, abs=1e-4)
+    assert table.loc["resample", "complement_faithfulness"] == pytest.approx(0, abs=1e-4)
+    assert table.loc["resample", "incompleteness"] == pytest.approx(0, abs=1e-3)
+    assert table.loc["resample", "random"] < 0.7
+    drops = circuit.minimality[circuit.minimality["ablation"] == "resample"].set_index("head")["drop"]
+    assert drops[str(DUPLICATE)] > 0.9
+    assert drops[str(NEGATIVE)] < -0.1
+    assert (drops.abs() > 0.01).all()
+    assert circuit.provenance["accuracy"]["held_out"] == 1.0
+    best = circuit.edges.sort_values("exact", key=abs, ascending=False)["edge"].tolist()
+    assert f"{MOVERS[0]}->logits" in best[:3]
+
+
+def test_half_a_circuit_is_unfaithful_and_a_size_is_found(model, names):
+    lone = faithfulness.evaluate(model, names, MOVERS, ablations=["resample"], sets=0).table.iloc[0]
+    assert lone["faithfulness"] < 0.2
+    circuit = find(model, names, names, Search(target=0.95, edges=0))
+    assert {DUPLICATE, *INHIBITION, *MOVERS} <= set(circuit.heads)
+    assert len(circuit.heads) <= 7
+
+
+def test_saturation_hides_a_backup_from_single_patches_and_pairs_show_it():
+    """β = 20: alone, the backup does nothing; with the movers gone too, everything hangs on it (spec: 1.0 and −2.0)."""
+    hard, task = ioi_model(beta=20.0), prompts(32)
+    effects = patching.activation_patching(hard, task)
+    assert effects.mean_LH[BACKUP.layer, BACKUP.index] == pytest.approx(0, abs=1e-3)
+    sets = np.stack([faithfulness.mask(hard.shape, heads) for heads in (MOVERS, (*MOVERS, BACKUP))])
+    value, base, _ = patching.replace_sets(hard, task, sets)
+    assert base.mean() == pytest.approx(5, abs=0.1)
+    assert value.mean(1) == pytest.approx([1.0, -2.0], abs=0.15)
+    single = paths.path_patching(hard, task, [paths.Receiver(2, MOVERS[0].index, "q")])
+    for effects in single.values():
+        assert np.nan_to_num(effects.mean_LH) == pytest.approx(0, abs=1e-2)
+
+
+def test_curves_begin_at_nothing_and_end_at_everything(model, names):
+    ranking = patching.activation_patching(model, names).ranked()
+    heads = faithfulness.head_curve(model, names, ranking, budgets=(0.0, 7 / 24, 1.0))
+    assert heads["faithfulness"].tolist() == pytest.approx([0, 1, 1], abs=1e-3)
+    scores = attribution.edge_attribution(model, names, "eap-ig-inputs")
+    curve = faithfulness.edge_curve(model, names, scores, budgets=(0.0, 0.5, 1.0))
+    assert curve["faithfulness"].iloc[[0, 2]].tolist() == pytest.approx([0, 1], abs=1e-3)
+    assert faithfulness.areas([0, 0.5, 1], [0, 1, 1]) == {"cpr": 0.75, "cmd": 0.25}
+
+
+def test_faithfulness_is_a_ratio_of_means_and_refused_without_a_difference():
+    full, empty = np.array([4.0, 2.0, 3.0]), np.zeros(3)
+    assert faithfulness.faithfulness(np.array([2.0, 2.0, 2.0]), empty, full)[0] == pytest.approx(6 / 9)
+    assert faithfulness.recovered(np.array([2.0, 2.0, 2.0]), empty, full) == pytest.approx((0.5 + 1 + 2 / 3) / 3)
+    assert np.isnan(faithfulness.faithfulness(empty, empty, np.array([5.0, -5.0, 0.1]))[0])
+
+
+def test_first_order_edges_are_verified(model, names):
+    scores = attribution.edge_attribution(model, names, "eap")
+    found = verify.verify(model, names, scores, top=80, sample=40)
+    top = found.table[found.table["chosen"] == "top"]
+    graph = scores.graph
+    expected = edges.exact_effects(model, names, [graph.number(edge) for edge in top["edge"]]).mean(0)
+    np.testing.assert_allclose(top["exact"], expected, atol=1e-6)
+    assert found.missed["rate"] == 0
+    assert found.missed["low"] <= 1e-12
+    assert found.missed["not_measured"] == graph.edges_UW.sum() - 120
+    assert -1 <= found.agreement["top"]["spearman"] <= 1
+
+
+def test_what_the_model_cannot_do_is_refused(names):
+    pairs = names.pairs[0]
+    swapped = TaskSet("wrong", (Pairs("wrong", "logit_difference", pairs.items, pairs.clean_BT, pairs.corrupted_BT, pairs.wrong, pairs.right),), {}, 0)
+    with pytest.raises(InputError, match="no behaviour"):
+        find(ioi_model(), swapped, swapped, Search(size=3, edges=0))
+    assert len(find(ioi_model(), swapped, swapped, Search(size=3, edges=0, anyway=True)).heads) == 3
+
+
+@pytest.mark.parametrize(("given", "named"), [({"method": "x"}, "method"), ({"size": 0}, "one head"), ({"target": 0.0}, "faithfulness")])
+def test_bad_searches_are_refused(given, named):
+    with pytest.raises(InputError, match=named):
+        Search(**given)
+
+
+def test_a_circuit_is_saved_loaded_drawn_and_exported(model, names, tmp_path):
+    circuit = find(model, names, names, Search(size=7, edges=25))
+    again = Circuit.load(circuit.save(tmp_path / "ioi.json"))
+    assert again.heads == circuit.heads
+    assert again.card == circuit.card
+    pd.testing.assert_frame_equal(again.effects, circuit.effects, check_dtype=False)
+    assert again.to_json() == circuit.to_json()
+    graph = nx.read_graphml(circuit.to_graphml(tmp_path / "ioi.graphml"))
+    assert {str(head) for head in ROLES} <= set(graph.nodes)
+    assert graph.edges[str(MOVERS[0]), "logits"]["effect"] < -2
+    figure = circuit_figure(again)
+    assert {"logits", str(DUPLICATE)} <= {name for trace in figure.data for name in (trace.text or ())}
+    labels = circuit.labels()
+    assert set(labels.heads("circuit_names")) == set(ROLES)
+    assert circuit.labels(labels).counts()["circuit_names"] == 7
+    with pytest.raises(InputError, match="not for"):
+        again.check_model(model_of("llama").card)
+    (tmp_path / "broken.json").write_text(json.dumps({"schema": "workbench.circuit/1", "heads": []}))
+    for name in ("broken.json", "missing.json"):
+        with pytest.raises(InputError):
+            Circuit.load(tmp_path / name)
+
+
+def test_groups_of_keys_are_drawn_to_their_heads():
+    model, task = model_of("llama"), data(batch=4)
+    circuit = find(model, task, task, Search(size=10, edges=200, anyway=True))
+    assert any(".k" in edge for edge in circuit.edges["edge"])
+    for sender, receiver in circuit.graph().edges:
+        assert sender in {"input", *map(str, circuit.heads)}
+        assert receiver in {"logits", *map(str, circuit.heads)}
+
+
+def test_residual_means_are_what_heads_write(model, names):
+    write_NLHD, clean_N = finding.residual_means(model, names)
+    assert write_NLHD.shape == (2 * len(names), 4, 6, 384)
+    assert clean_N.sum() == len(names)
+    ids = torch.tensor(names.pairs[0].clean_BT[:1])
+    kept = []
+    handle = model.weights.outputs[1].register_forward_hook(lambda _m, _i, out: kept.append(out))
+    model.hf(ids)
+    handle.remove()
+    np.testing.assert_allclose(write_NLHD[0, 1].sum(0), kept[0][0].mean(0).numpy(), atol=1e-4)

@@ -1,0 +1,214 @@
+"""Which heads make a behaviour? The commands that find circuits, evaluate, compare and show them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from workbench.cli import show
+from workbench.cli.app import Commands, Device, Dtype, Json, ModelName, Revision, app
+from workbench.errors import InputError
+from workbench.sources import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from workbench.circuits.circuit import Circuit
+
+SHOWN = 15
+"""Rows of heads and of edges on the page; the file has all."""
+
+circuit = typer.Typer(
+    cls=Commands, no_args_is_help=True, rich_markup_mode="markdown", help="Find the heads that make a behaviour, and test how far to believe it."
+)
+app.add_typer(circuit, name="circuit")
+
+TaskName = Annotated[str, typer.Option("--task", "-t", help="A task of `workbench circuit tasks`, with options as in ioi:corruption=swap, or a .jsonl file.")]
+Items = Annotated[int, typer.Option(help="Pairs of prompts to search on.")]
+HeldOut = Annotated[int, typer.Option("--held-out", help="Further pairs to evaluate on.")]
+Seed = Annotated[int, typer.Option(help="Seed of prompts, bootstrap and random rivals.")]
+Metric = Annotated[str | None, typer.Option(help="logit_difference, probability_difference, log_probability or kl; by default the task's own.")]
+CircuitFile = Annotated[Path, typer.Argument(help="A circuit, as workbench circuit find writes it.")]
+
+
+@circuit.command()
+def tasks(as_json: Json = False) -> None:
+    """List the behaviours that ship with the package.
+
+    Example: `workbench circuit tasks`
+    """
+    from workbench.circuits.tasks import TASKS
+
+    rows = [{"task": task.name, "what": task.title, "metric": task.metric, "options": dict(task.options), "source": task.source} for task in TASKS.values()]
+    if as_json:
+        return show.as_json({"tasks": rows})
+    made = show.table("task", "what", "options")
+    for task in TASKS.values():
+        made.add_row(task.name, task.title, "; ".join(f"{name}={'|'.join(values)}" for name, values in task.options.items()))
+    return show.result(made)
+
+
+@circuit.command()
+def find(
+    *,
+    task: TaskName = "ioi",
+    model: ModelName = DEFAULT_MODEL,
+    method: Annotated[str, typer.Option(help="patching, path, direct, attribution, ig-inputs, ig-activations or codes: how heads are ranked.")] = "patching",
+    size: Annotated[int | None, typer.Option(help="So many heads; by default as many as --target takes.")] = None,
+    target: Annotated[float, typer.Option(help="The faithfulness to reach on the prompts of the search.")] = 0.8,
+    edges: Annotated[int, typer.Option(help="Edges between these heads to measure exactly, the best by first-order score; 0 for none.")] = 40,
+    items: Items = 32,
+    held_out: HeldOut = 32,
+    by: Annotated[str, typer.Option(help="What is held out: item, template, or a fact such as relation.")] = "template",
+    metric: Metric = None,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Search even if the model does the task no better than chance.")] = False,
+    labels: Annotated[Path | None, typer.Option("--labels", help="A labels file of this model to add the label circuit_TASK to.")] = None,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The circuit, .json; its picture goes beside it as .html, its graph as .graphml.")] = Path(
+        "circuit.json"
+    ),
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
+    """Find a circuit on some prompts and evaluate it on others: faithfulness, completeness, minimality under three ablations.
+
+    Example: `workbench circuit find --task ioi --method patching --size 12 --out ioi.json`
+    """
+    from workbench import models
+    from workbench.circuits.finding import Search
+    from workbench.circuits.finding import find as found_by
+    from workbench.circuits.tasks import prepare
+    from workbench.labels import HeadLabels
+
+    how = Search(method, size, target, edges, metric, anyway, seed)
+    given = None if labels is None else HeadLabels.load(labels)
+    show.hush_libraries()
+    loaded = models.load(model, device=device, dtype=dtype, revision=revision, say=show.remark)
+    if given is not None:
+        given.check_model(loaded.card)
+    prepared = prepare(loaded, task, items + held_out, seed)
+    searched, kept = prepared.split(items / (items + held_out), by if by != "template" or len({item.template for item in prepared.items}) > 1 else "item", seed)
+    with show.progress() as say:
+        made = found_by(loaded, searched, kept, how, lambda done, total: say("scoring edges", done, total))
+    written = _write(made, out)
+    if labels is not None:
+        written.append(made.labels(given).save(labels))
+    return show.as_json({**made.to_json(), "files": written}) if as_json else _page(made, written)
+
+
+@circuit.command()
+def evaluate(
+    file: CircuitFile,
+    *,
+    task: Annotated[str | None, typer.Option("--task", "-t", help="Another task, to see whether the circuit carries it too; by default its own.")] = None,
+    model: ModelName = DEFAULT_MODEL,
+    items: Annotated[int, typer.Option(help="Pairs of prompts to evaluate on.")] = 32,
+    metric: Metric = None,
+    seed: Annotated[int, typer.Option(help="Seed of prompts; by default others than the search took.")] = 1000,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a circuit on new prompts, or on another task.
+
+    Example: `workbench circuit evaluate ioi.json --task colored_objects --items 32`
+    """
+    from workbench import models
+    from workbench.circuits.circuit import Circuit
+    from workbench.circuits.faithfulness import evaluate as evaluated
+    from workbench.circuits.tasks import prepare
+
+    loaded_circuit = Circuit.load(file)
+    show.hush_libraries()
+    loaded = models.load(model, device=device, dtype=dtype, revision=revision, say=show.remark)
+    loaded_circuit.check_model(loaded.card)
+    data = prepare(loaded, task or loaded_circuit.task, items, seed)
+    found = evaluated(loaded, data, loaded_circuit.heads, seed=seed, metric=metric)
+    if as_json:
+        return show.as_json({"task": data.task, "table": found.table.to_dict("records"), "minimality": found.minimality.to_dict("records")})
+    return show.result(
+        f"{loaded.name}, the circuit for {loaded_circuit.task} ({len(found.heads)} heads) on {len(data)} items of {data.task}", _table(found.table)
+    )
+
+
+@circuit.command()
+def compare(
+    files: Annotated[list[Path], typer.Argument(help="Two circuits of one model, or more.")],
+    *,
+    seed: Annotated[int, typer.Option(help="Seed of the permutations.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Compare circuits of one model: the heads they share, against chance.
+
+    Example: `workbench circuit compare ioi.json colored.json`
+    """
+    from workbench.circuits.circuit import Circuit
+    from workbench.circuits.reuse import compared
+
+    circuits = [Circuit.load(path) for path in files]
+    if len(circuits) < 2:
+        raise InputError("compare takes two circuits or more")
+    for other in circuits[1:]:
+        other.check_model(circuits[0].card)
+    table = compared(circuits, seed=seed)
+    return show.as_json({"pairs": table.to_dict("records")}) if as_json else show.result(_table(table))
+
+
+@circuit.command(name="show")
+def show_circuit(
+    file: CircuitFile,
+    *,
+    html: Annotated[Path | None, typer.Option(help="Write the picture as a self-contained page.")] = None,
+    graphml: Annotated[Path | None, typer.Option(help="Write the graph as GraphML.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show a circuit: its heads, edges and faithfulness; as a picture or a graph file on demand.
+
+    Example: `workbench circuit show ioi.json --html ioi.html`
+    """
+    from workbench.circuits.circuit import Circuit
+    from workbench.views.circuit import circuit_figure
+    from workbench.views.page import save_html
+
+    made = Circuit.load(file)
+    written = []
+    if html is not None:
+        written.append(save_html(circuit_figure(made), html))
+    if graphml is not None:
+        written.append(made.to_graphml(graphml))
+    return show.as_json({**made.to_json(), "files": written}) if as_json else _page(made, written)
+
+
+def _write(made: "Circuit", out: Path) -> list[Path]:
+    from workbench.views.circuit import circuit_figure
+    from workbench.views.page import save_html
+
+    if out.suffix != ".json":
+        raise InputError(f"--out takes a .json file, got {out}")
+    return [made.save(out), save_html(circuit_figure(made), out.with_suffix(".html")), made.to_graphml(out.with_suffix(".graphml"))]
+
+
+def _page(made: "Circuit", written: list[Path]) -> None:
+    facts = made.provenance
+    right = facts.get("accuracy", {})
+    said = ", ".join(f"{name} {value:.0%}" for name, value in right.items())
+    show.result(f"{made.card.name}, {made.task}: {len(made.heads)} heads by {facts.get('method', '?')} (accuracy: {said})")
+    names = {str(head) for head in made.heads}
+    inside = made.effects[made.effects["head"].isin(names)].head(SHOWN)
+    show.result("", "heads: change of the metric when patched", _table(inside))
+    if len(made.edges):
+        show.result("", "edges, measured", _table(made.edges.sort_values("exact", key=abs, ascending=False).head(SHOWN).drop(columns=["chosen", "n"])))
+    show.result("", "on held-out prompts (heads, all positions; MLPs stay)", _table(made.faithfulness))
+    for path in written:
+        show.remark(f"written: {path}")
+
+
+def _table(frame: "pd.DataFrame") -> Table:
+    made = show.table(*map(str, frame.columns), numbers=tuple(str(name) for name in frame.columns if frame[name].dtype.kind in "fiu"))
+    for row in frame.itertuples(index=False):
+        made.add_row(*("–" if cell is None or cell != cell else f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))  # noqa: PLR0124
+    return made

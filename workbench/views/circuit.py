@@ -1,0 +1,99 @@
+"""What does a circuit look like? Its heads by layer with the edges measured between them, and beside it the effect of every head of the model."""
+
+from collections import defaultdict
+
+import networkx as nx
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from workbench.circuits.circuit import Circuit
+from workbench.heads import Head
+
+HELPS, HARMS = "#0b62a4", "#d97706"
+"""Colours of what the metric needs (patching it lowers the metric), and of what works against it."""
+
+EDGES_SHOWN = 60
+
+
+def circuit_figure(circuit: Circuit) -> go.Figure:
+    """A circuit as a layered graph, the input below and the logits above, and the layer × head map of effects; hovering tells numbers."""
+    figure = make_subplots(
+        rows=1, cols=2, column_widths=[0.6, 0.4], horizontal_spacing=0.09, subplot_titles=["heads and edges measured", "effect of each head"]
+    )
+    _draw_graph(figure, circuit.graph(), circuit.card.shape.n_layers)
+    _draw_map(figure, circuit)
+    row = circuit.faithfulness.iloc[0] if len(circuit.faithfulness) else None
+    said = "" if row is None else f"; faithfulness {row['faithfulness']:.2f} ({row['low']:.2f} to {row['high']:.2f}, {row['ablation']}), on held-out prompts"
+    figure.update_layout(
+        title=f"{circuit.card.name}, {circuit.task}: {len(circuit.heads)} heads<br><sub>by {circuit.provenance.get('method', '')}{said}</sub>",
+        template="plotly_white",
+        height=760,
+        showlegend=False,
+        margin={"t": 110},
+        meta={"model": circuit.card.name, "facts": {name: str(value) for name, value in circuit.provenance.items()}},
+    )
+    return figure
+
+
+def _draw_graph(figure: go.Figure, graph: nx.DiGraph, layers: int) -> None:
+    place = _places(graph)
+    edges = sorted(graph.edges(data=True), key=lambda edge: -edge[2]["strength"])[:EDGES_SHOWN]
+    largest = max((edge[2]["strength"] for edge in edges), default=1.0) or 1.0
+    for sender, receiver, facts in reversed(edges):
+        (x0, y0), (x1, y1) = place[sender], place[receiver]
+        colour = HELPS if facts["effect"] < 0 else HARMS
+        text = f"{sender} → {receiver} ({facts['branch']}): {facts['effect']:+.3f}"
+        line = {"color": colour, "width": 0.6 + 5 * facts["strength"] / largest}
+        figure.add_scatter(x=[x0, x1], y=[y0, y1], mode="lines", line=line, opacity=0.6, hoverinfo="skip", row=1, col=1)
+        middle = {"x": [(x0 + x1) / 2], "y": [(y0 + y1) / 2]}
+        figure.add_scatter(**middle, mode="markers", marker={"size": 7, "color": colour, "opacity": 0.01}, hovertext=[text], hoverinfo="text", row=1, col=1)
+    effect = [graph.nodes[node].get("effect", np.nan) for node in graph]
+    figure.add_scatter(
+        x=[place[node][0] for node in graph],
+        y=[place[node][1] for node in graph],
+        mode="markers+text",
+        text=list(graph),
+        textposition="middle center",
+        textfont={"size": 10, "color": "white"},
+        marker={"symbol": "square", "size": 34, "color": [HARMS if value > 0 else HELPS if value <= 0 else "#555555" for value in effect]},
+        hovertext=[node if np.isnan(value) else f"{node}: {value:+.3f}" for node, value in zip(graph, effect, strict=True)],
+        hoverinfo="text",
+        row=1,
+        col=1,
+    )
+    ticks = sorted({int(graph.nodes[node]["layer"]) for node in graph} - {-1, layers})
+    figure.update_xaxes(visible=False, row=1, col=1)
+    figure.update_yaxes(title="layer", tickvals=ticks, range=[-2.5, layers + 1.5], row=1, col=1)
+
+
+def _places(graph: nx.DiGraph) -> dict[str, tuple[float, float]]:
+    """Where each node stands: its layer, and side by side within it."""
+    rows: dict[int, list[str]] = defaultdict(list)
+    for node in sorted(graph, key=lambda name: Head.parse(name) if "H" in name else Head(0, 0)):
+        rows[int(graph.nodes[node]["layer"])].append(node)
+    widest = max(map(len, rows.values()), default=1)
+    found = {}
+    for number, (layer, nodes) in enumerate(sorted(rows.items())):
+        shift = 0.25 if number % 2 else -0.25  # so that edges between single heads do not lie on each other
+        for index, node in enumerate(nodes):
+            found[node] = ((index + 1) * (widest + 1) / (len(nodes) + 1) + (shift if len(nodes) > 1 or widest == 1 else 2 * shift), float(layer))
+    return found
+
+
+def _draw_map(figure: go.Figure, circuit: Circuit) -> None:
+    shape = circuit.card.shape
+    effect_LH = np.full((shape.n_layers, shape.n_heads), np.nan)
+    for row in circuit.effects.to_dict("records"):
+        head = Head.parse(row["head"])
+        effect_LH[head.layer, head.index] = row["effect"]
+    largest = float(np.nanmax(np.abs(effect_LH))) if np.isfinite(effect_LH).any() else 1.0
+    names = [[f"L{layer}H{index}" for index in range(shape.n_heads)] for layer in range(shape.n_layers)]
+    figure.add_heatmap(
+        z=effect_LH, zmin=-largest, zmax=largest, colorscale=[[0, HELPS], [0.5, "#ffffff"], [1, HARMS]], customdata=names,
+        hovertemplate="%{customdata}: %{z:+.3f}<extra></extra>", colorbar={"title": "change of<br>the metric", "len": 0.5}, row=1, col=2,
+    )  # fmt: skip
+    inside = {"x": [head.index for head in circuit.heads], "y": [head.layer for head in circuit.heads]}
+    figure.add_scatter(**inside, mode="markers", marker={"symbol": "circle-open", "size": 9, "color": "#111111"}, hoverinfo="skip", row=1, col=2)
+    figure.update_xaxes(title="head", dtick=1, row=1, col=2)
+    figure.update_yaxes(title="layer", row=1, col=2)
