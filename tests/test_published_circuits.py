@@ -34,6 +34,7 @@ def test_sizes_are_those_of_the_papers():
 def test_conflicting_lists_differ_where_their_caveats_say():
     ours, authors = (set(published(name).members) for name in ("greater-than", "greater-than authors"))
     assert (ours - authors, authors - ours) == ({Head(6, 1)}, {Head(8, 8), Head(5, 1)})
+    assert "6.1" in published("greater-than authors").caveats
     ours, codes = (set(published(name).members) for name in ("docstring", "docstring codes"))
     assert (ours - codes, codes - ours) == ({Head(1, 2)}, {Head(1, 0)})
 
