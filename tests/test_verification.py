@@ -148,6 +148,19 @@ def test_policy_writes_into_the_labels_file(labels, model):
     assert json.loads(run("policy", labels, "--uniform", "--compensation", "--json").stdout)["policy"]["compensation"]
 
 
+def test_scores_of_other_files_can_be_named(labels, model, tmp_path):
+    more = HeadLabels(model.card, {}, {"elimination": model.shape.to_query(scores(model, (1, 0)))}).save(tmp_path / "more.json")
+    result = run("policy", labels, "--kv-budget", 0.25, "--scores", more, "--by", "elimination")
+    assert result.exit_code == 0, result.output
+    kept = HeadLabels.load(labels)
+    assert kept.policy["full"] == [[], [0]]
+    assert "elimination" not in kept.scores
+    assert f"{labels}: there are scores razor_echo already" in run("policy", labels, "--kv-budget", 0.25, "--scores", labels).stderr
+    other = tiny.random_model("llama", seed=9)
+    alien = HeadLabels(other.card, {}, {"mine": other.shape.to_query(scores(other))}).save(tmp_path / "alien.json")
+    assert "these labels were made for" in run("verify", labels, "--scores", alien, "--out", tmp_path / "v.csv").stderr
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -11,6 +11,10 @@ from workbench.errors import InputError
 from workbench.sources import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from workbench.labels import HeadLabels
+    from workbench.models import HFModel
     from workbench.policies import HeadPolicy
 
 SIZES = (8192, 32768, 131072)
@@ -19,6 +23,7 @@ SIZES = (8192, 32768, 131072)
 Labels = Annotated[Path, typer.Argument(help="A labels file, as `workbench label` writes it.")]
 By = Annotated[str | None, typer.Option("--by", help="The scores that rank KV heads: a probe, or several joined by +; razor_echo+razor_induction by default.")]
 Combine = Annotated[str, typer.Option(help="Where several probes are joined: add their scores (sum) or their ranks (ranks).")]
+Scores = Annotated[list[Path] | None, typer.Option("--scores", help="Another labels file, whose scores can be named by --by too; may be given several times.")]
 Sinks = Annotated[int | None, typer.Option(help="First tokens that a streaming head sees; 64 by default.")]
 Window = Annotated[int | None, typer.Option(help="Last tokens that a streaming head sees, its own among them; 256 by default.")]
 Semantics = Annotated[str | None, typer.Option(help="exact, decode (the prompt is read in full) or chunk (DuoAttention's chunked prefill); exact by default.")]
@@ -40,6 +45,7 @@ def policy(
     uniform: Annotated[bool, typer.Option("--uniform", help="Every head streaming.")] = False,
     by: By = None,
     combine: Combine = "sum",
+    scores: Scores = None,
     keep: Annotated[list[str] | None, typer.Option("--keep", help="A label whose heads stay full, where no budget is given.")] = None,
     sinks: Sinks = None,
     window: Window = None,
@@ -66,12 +72,12 @@ def policy(
     elif random is not None and kv_budget is not None:
         made = choosing.at_random(given.card, kv_budget, random, length=at_length, **how)
     elif kv_budget is not None or quantile is not None:
-        score_LG = choosing.kv_scores(given, by, combine=combine)
-        scores = {"by": by or choosing.RANKING, "combine": combine}
+        score_LG = choosing.kv_scores(with_scores(given, scores), by, combine=combine)
+        origin = {"by": by or choosing.RANKING, "combine": combine}
         if kv_budget is not None:
-            made = choosing.by_budget(given.card, score_LG, kv_budget, length=at_length, origin=scores, **how)
+            made = choosing.by_budget(given.card, score_LG, kv_budget, length=at_length, origin=origin, **how)
         else:
-            made = choosing.by_quantile(given.card, score_LG, quantile or 0.0, origin=scores, **how)
+            made = choosing.by_quantile(given.card, score_LG, quantile or 0.0, origin=origin, **how)
     else:
         made = choosing.by_labels(given, *([keep] if keep else []), **how)
     path = replace(given, policy=made.to_json()).save(out or labels)
@@ -94,6 +100,21 @@ def _refuse(
         raise InputError("--by ranks the heads for --kv-budget or --quantile, and not for --random")
     if keep and (kv_budget is not None or quantile is not None or uniform):
         raise InputError("--keep is for a policy by labels, without --kv-budget, --quantile or --uniform")
+
+
+def with_scores(labels: "HeadLabels", files: list[Path] | None) -> "HeadLabels":
+    """Labels with the scores of other labels files beside their own. Raises `InputError` for files of another model, and for a score that is there already."""
+    from dataclasses import replace
+
+    from workbench.labels import HeadLabels
+
+    for file in files or ():
+        other = HeadLabels.load(file)
+        other.check_model(labels.card)
+        if twice := sorted(set(other.scores) & set(labels.scores)):
+            raise InputError(f"{file}: there are scores {twice[0]} already")
+        labels = replace(labels, scores={**labels.scores, **other.scores})
+    return labels
 
 
 def given_sizes(sinks: int | None, window: int | None, semantics: str | None, compensation: bool | None) -> dict[str, Any]:
@@ -122,13 +143,16 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="The most tokens to make.")] = 100,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
     chunk: Annotated[int | None, typer.Option(help="Read the prompt in pieces of so many tokens.")] = None,
+    prune: Annotated[
+        str | None, typer.Option("--prune", help="Instead of a policy: run without the heads of this label, such as memory of `workbench ph3`.")
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     revision: Revision = None,
     implementation: How = "auto",
     as_json: Json = False,
 ) -> None:
-    """Let a model answer with the attention that its labels ask for, greedily.
+    """Let a model answer with the attention that its labels ask for, greedily; or without the heads of a label.
 
     Example: `workbench generate "What is the capital of France?" --chat --labels heads.json`
     """
@@ -150,6 +174,10 @@ def generate(
             raise InputError(f"{loaded.name} has no chat template; leave --chat out")
         text = loaded.tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
     ids = loaded.tokenizer(text, return_tensors="pt", add_special_tokens=not chat)["input_ids"].to(loaded.device)
+    if prune is not None:
+        if chunk is not None or implementation != "auto":
+            raise InputError("--prune runs the model as it is, less some heads: without --chunk and --implementation")
+        return _without(loaded, found, prune, ids, max_new_tokens, as_json)
     if loaded.device.type == "cpu":
         show.remark("on the CPU plain torch runs; it saves memory, the kernels that save time need CUDA")
     with apply(loaded, found, implementation=implementation) as applied:
@@ -161,9 +189,22 @@ def generate(
         every = applied.policy.kv_bytes(tokens - 1, loaded.dtype.itemsize) / applied.policy.share(tokens - 1)
         facts = {**applied.facts, "prompt_tokens": ids.shape[1], "tokens": tokens, "kv_bytes": used, "kv_bytes_full": round(every)}
     if as_json:
-        show.as_json({"response": answer, **facts})
-    else:
-        show.result(answer)
-        show.remark(
-            f"{tokens} tokens; KV memory {used / 2**20:.1f} MiB, {every / 2**20:.1f} with every head full; {facts['implementation']} attention", style="dim"
-        )
+        return show.as_json({"response": answer, **facts})
+    show.result(answer)
+    told = f"{tokens} tokens; KV memory {used / 2**20:.1f} MiB, {every / 2**20:.1f} with every head full; {facts['implementation']} attention"
+    return show.remark(told, style="dim")
+
+
+def _without(model: "HFModel", labels: "HeadLabels", label: str, ids: "Tensor", max_new_tokens: int, as_json: bool) -> None:
+    """Answer without the heads of a label."""
+    from workbench.pruning import pruned
+
+    labels.check_model(model.card)
+    heads = labels.heads(label)
+    with pruned(model, heads) as hf:
+        made = hf.generate(ids, attention_mask=ids.new_ones(ids.shape), max_new_tokens=max_new_tokens, do_sample=False)
+    answer = model.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+    if as_json:
+        return show.as_json({"response": answer, "pruned": [str(head) for head in heads], "prompt_tokens": ids.shape[1], "tokens": made.shape[1]})
+    show.result(answer)
+    return show.remark(f"{made.shape[1]} tokens, without {', '.join(map(str, heads)) or 'no head'}", style="dim")

@@ -8,7 +8,7 @@ import typer
 
 from workbench.cli import show
 from workbench.cli.app import Device, Dtype, Haystack, Json, ModelName, Revision, app, numbers
-from workbench.cli.policy import Combine, Compensation, How, Labels, Semantics, Sinks, Window, given_sizes
+from workbench.cli.policy import Combine, Compensation, How, Labels, Scores, Semantics, Sinks, Window, given_sizes, with_scores
 from workbench.errors import InputError
 from workbench.sources import DEFAULT_MODEL
 
@@ -21,11 +21,10 @@ def verify(
     labels: Labels,
     *,
     model: ModelName = DEFAULT_MODEL,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The table, .csv; the picture goes beside it as .html, the single tests as .tests.csv.")] = Path(
-        "verify.csv"
-    ),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The table, .csv; beside it the picture, .html, and the single tests.")] = Path("verify.csv"),
     by: Annotated[list[str] | None, typer.Option("--by", help="Scores that rank KV heads, as in `policy`; given several times, each is compared.")] = None,
     combine: Combine = "sum",
+    scores: Scores = None,
     gates: Annotated[Path | None, typer.Option(help="A DuoAttention folder; its gates can be named as `--by duo_gate`.")] = None,
     budgets: Annotated[str | None, typer.Option("--kv-budgets", help="Shares of full KV heads, such as 0.25,0.5.")] = None,
     sinks: Sinks = None,
@@ -63,7 +62,8 @@ def verify(
     if out.suffix != ".csv":
         raise InputError(f"--out is a .csv file, not {out}")
     given = HeadLabels.load(labels)
-    known = given if gates is None else replace(given, scores={**given.scores, **formats.read(gates, "duo", given.card).scores})
+    known = with_scores(given, scores)
+    known = known if gates is None else replace(known, scores={**known.scores, **formats.read(gates, "duo", given.card).scores})
     rankings = {name: choosing.kv_scores(known, name, combine=combine) for name in by or [choosing.RANKING]}
     base = choosing.policy_of(given) if given.policy is not None else choosing.uniform(given.card)
     policy = replace(base, **given_sizes(sinks, window, semantics, compensation))
