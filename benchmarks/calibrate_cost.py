@@ -1,9 +1,11 @@
 """What does calibrating attention sinks cost? A forward pass with `Calibrate` beside one with PyTorch's fused attention, in turns, in one process.
 
 python benchmarks/calibrate_cost.py --rounds 5 --out benchmarks/results/calibrate_cost_cpu
+python benchmarks/calibrate_cost.py --device cuda --implementation auto --length 8192 --out benchmarks/results/calibrate_cost_h100_80gb_hbm3
 """
 
 import argparse
+import gc
 import time
 from collections.abc import Callable
 from itertools import product
@@ -56,6 +58,19 @@ def timed(call: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - begin, time.process_time() - worked
 
 
+def peaks(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """GiB on the device that each call takes at most beside what is there already; NaN on the CPU."""
+    found = dict.fromkeys(calls, float("nan"))
+    for name in calls if torch.cuda.is_available() else ():
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        calls[name]()
+        found[name] = (torch.cuda.max_memory_allocated() - held) / 2**30
+    return found
+
+
 def against(seconds: dict[str, tuple[float, float]], name: str) -> dict[str, float]:
     """The ratios of one round."""
     return {key: seconds[name][place] / seconds["plain (SDPA)"][place] for place, key in enumerate(("ratio", "CPU ratio"))}
@@ -99,17 +114,23 @@ def main() -> None:
         print(pd.DataFrame(rows[-len(calls) :]).to_string(index=False), flush=True)
     every = pd.DataFrame(rows)
     table = pd.DataFrame([summary(str(name), part) for name, part in every.groupby("way", sort=False)])
+    if model.device.type == "cuda":
+        table["peak GiB"] = table["way"].map(peaks(calls))
     found = capture(model, prompts, [], [Calibrate()], implementation=given.implementation).found[0]
     kind, pattern = str(model.dtype).removeprefix("torch."), 4 * model.shape.n_heads * given.length**2 / 2**30
     remarks = [
-        f"{given.model}, one passage of {given.length} tokens of the default text, {given.implementation}, {kind}, {model.device.type}, seed {given.seed}.",
+        f"{model.name}, one passage of {given.length} tokens of the default text, {given.implementation}, {kind}, {model.device.type}, seed {given.seed}.",
         (
             f"{given.rounds} rounds, the ways in turns, every second round backwards. `ratio`: the median of each round's to the plain pass, and quartiles; "
             "`CPU ratio` is the same of the seconds that all cores worked, which other work on the machine disturbs less. "
             f"The target for the edit is {TARGET}."
         ),
         f"Sinks by the default rule (α/N, α = 5): {found.sum()} in {int((found > 0).sum())} of {found.size} heads, at most {found.max()} in a head.",
-        f"Resident memory at the end {process.memory_info().rss / 2**30:.2f} GiB; the pattern of one layer would take {pattern:.2f} GiB more.",
+        (
+            f"`peak GiB`: what a pass takes at most beside the weights; the pattern of one layer would take {pattern:.2f} GiB more in float32."
+            if model.device.type == "cuda"
+            else f"Resident memory at the end {process.memory_info().rss / 2**30:.2f} GiB; the pattern of one layer would take {pattern:.2f} GiB more."
+        ),
     ]
     write_report(given.out, "What Calibrate costs", remarks, table, every)
     print(table.to_string(index=False))
