@@ -45,11 +45,13 @@ def values(anatomy: Anatomy, trace: Trace, component: str) -> list[Tensor]:
 
 def means(anatomy: Anatomy, traces: Iterable[Trace], component: str) -> list[Tensor]:
     """The mean of a component over the prompts of several passes, position by position, per layer."""
-    total, count = [0.0] * anatomy.shape.n_layers, 0
+    total: list[Tensor] = []
+    count = 0
     for trace in traces:
-        total = [before + value.sum(0) for before, value in zip(total, values(anatomy, trace, component), strict=True)]
+        sums = [value.sum(0) for value in values(anatomy, trace, component)]
+        total = [before + value for before, value in zip(total, sums, strict=True)] if total else sums
         count += len(trace.logits_BV)
-    return [part / count for part in total]  # ty: ignore[unsupported-operator]
+    return [part / count for part in total]
 
 
 def alternatives(

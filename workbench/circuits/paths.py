@@ -101,8 +101,16 @@ def path_patching(
         base_B, other_B = scene.numbers(scene.base), scene.numbers(scene.other)
         for receiver, value_BLH in paths.run().items():
             found[receiver].append(Effects(value_BLH - base_B[:, None, None], base_B, other_B))
-    facts = {"method": "path patching", "ablation": ablation, "direction": direction, "positions": positions, "receiver_positions": receiver_positions}
-    facts |= {"frozen_mlps": frozen_mlps, "metric": metric or data.pairs[0].metric, "task": data.task}
+    facts = {
+        "method": "path patching",
+        "ablation": ablation,
+        "direction": direction,
+        "positions": positions,
+        "receiver_positions": receiver_positions,
+        "frozen_mlps": frozen_mlps,
+        "metric": metric or data.pairs[0].metric,
+        "task": data.task,
+    }
     return {receiver: joined(parts, **facts, receiver=str(receiver)) for receiver, parts in found.items()}
 
 

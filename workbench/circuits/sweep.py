@@ -33,7 +33,7 @@ def sweep(
     `first` to the end (None before any has). Heads that are not replaced follow the changed stream, or keep the outputs of the base pass (`frozen`);
     MLPs always follow. `other` must equal the base in front of `first`; a layer's may differ by variant [S, B, H, T, E].
     """
-    begins = [int(np.flatnonzero(layers).min(initial=anatomy.shape.n_layers)) for layers in replaced_SLH.any(-1)]
+    begins = _begins(replaced_SLH)
     order = sorted(range(len(begins)), key=lambda variant: begins[variant])
     joined: list[int] = []
     x_SBQD: Tensor | None = None
@@ -70,7 +70,7 @@ def outcomes(
     """A measure of the last position's logits in each variant, prompt by prompt. `measure` is told how many variants of the prompts there are, outermost."""
     batch, length = base.x[0].shape[:2]
     size = max(1, TOKENS[anatomy.model.device.type] // (batch * (length - first)))
-    begins = [int(np.flatnonzero(layers).min(initial=anatomy.shape.n_layers)) for layers in replaced_SLH.any(-1)]
+    begins = _begins(replaced_SLH)
     order = sorted(range(len(begins)), key=lambda variant: begins[variant])
     out_SB = np.empty((len(order), batch), np.float32)
     for begin in range(0, len(order), size):
@@ -85,6 +85,12 @@ def outcomes(
             changed = measure(anatomy.logits(x_SBQD[:, :, -1].flatten(0, 1)), len(joined))
             out_SB[[some[place] for place in joined]] = _numbers(changed).reshape(-1, batch)
     return out_SB
+
+
+def _begins(replaced_SLH: Bool[np.ndarray, "S L H"]) -> list[int]:
+    """The first layer in which each variant replaces something; the number of layers if it replaces nothing."""
+    touched_SL = np.any(replaced_SLH, axis=2)
+    return [int(layer) for layer in np.where(np.any(touched_SL, axis=1), np.argmax(touched_SL, axis=1), touched_SL.shape[1])]
 
 
 def _numbers(value: Tensor) -> np.ndarray:

@@ -131,7 +131,7 @@ def evaluate(
     if as_json:
         return show.as_json({"task": data.task, "table": found.table.to_dict("records"), "minimality": found.minimality.to_dict("records")})
     return show.result(
-        f"{loaded.name}, the circuit for {loaded_circuit.task} ({len(found.heads)} heads) on {len(data)} items of {data.task}", _table(found.table)
+        f"{loaded.name}, the circuit for {loaded_circuit.task} ({len(found.heads)} heads) on {len(data)} items of {data.task}", page_table(found.table)
     )
 
 
@@ -147,15 +147,17 @@ def compare(
     Example: `workbench circuit compare ioi.json colored.json`
     """
     from workbench.circuits.circuit import Circuit
-    from workbench.circuits.reuse import compared
+    from workbench.circuits.faithfulness import mask
+    from workbench.circuits.reuse import overlaps
 
     circuits = [Circuit.load(path) for path in files]
-    if len(circuits) < 2:
-        raise InputError("compare takes two circuits or more")
     for other in circuits[1:]:
         other.check_model(circuits[0].card)
-    table = compared(circuits, seed=seed)
-    return show.as_json({"pairs": table.to_dict("records")}) if as_json else show.result(_table(table))
+    names = [made.task for made in circuits]
+    if len(set(names)) < len(names):  # of one task, they are told apart by their files
+        names = [f"{made.task} ({path})" for made, path in zip(circuits, files, strict=True)]
+    table = overlaps({name: mask(made.card.shape, made.heads) for name, made in zip(names, circuits, strict=True)}, seed=seed)
+    return show.as_json({"pairs": table.to_dict("records")}) if as_json else show.result(page_table(table))
 
 
 @circuit.command(name="show")
@@ -199,15 +201,16 @@ def _page(made: "Circuit", written: list[Path]) -> None:
     show.result(f"{made.card.name}, {made.task}: {len(made.heads)} heads by {facts.get('method', '?')} (accuracy: {said})")
     names = {str(head) for head in made.heads}
     inside = made.effects[made.effects["head"].isin(names)].head(SHOWN)
-    show.result("", "heads: change of the metric when patched", _table(inside))
+    show.result("", "heads: change of the metric when patched", page_table(inside))
     if len(made.edges):
-        show.result("", "edges, measured", _table(made.edges.sort_values("exact", key=abs, ascending=False).head(SHOWN).drop(columns=["chosen", "n"])))
-    show.result("", "on held-out prompts (heads, all positions; MLPs stay)", _table(made.faithfulness))
+        show.result("", "edges, measured", page_table(made.edges.sort_values("exact", key=abs, ascending=False).head(SHOWN).drop(columns=["chosen", "n"])))
+    show.result("", "on held-out prompts (heads, all positions; MLPs stay)", page_table(made.faithfulness))
     for path in written:
         show.remark(f"written: {path}")
 
 
-def _table(frame: "pd.DataFrame") -> Table:
+def page_table(frame: "pd.DataFrame") -> Table:
+    """A table of results: three digits, – for what is not known."""
     made = show.table(*map(str, frame.columns), numbers=tuple(str(name) for name in frame.columns if frame[name].dtype.kind in "fiu"))
     for row in frame.itertuples(index=False):
         made.add_row(*("–" if cell is None or cell != cell else f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))  # noqa: PLR0124
