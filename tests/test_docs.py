@@ -13,6 +13,7 @@ import typer
 
 import workbench as wb
 from workbench import probes
+from workbench.circuits.tasks import Item, Pairs, TaskSet
 from workbench.cli import app
 from workbench.heads import Head
 from workbench.labels import HeadLabels
@@ -27,6 +28,14 @@ each_document = pytest.mark.parametrize("name", DOCUMENTS)
 
 def read(name):
     return (ROOT / name).read_text(encoding="utf-8")
+
+
+def commands_of(group, before=()):
+    """Every command by its words; those of a group by the group's and their own."""
+    found = {}
+    for name, command in group.commands.items():
+        found |= commands_of(command, (*before, name)) if hasattr(command, "commands") else {(*before, name): command}
+    return found
 
 
 def blocks(text, language):
@@ -59,7 +68,7 @@ def test_a_missing_marker_is_no_silence(generator):
 
 
 def test_the_python_example_of_a_capture_runs(monkeypatch):
-    _, example, _ = blocks(read("README.md"), "python")
+    _, example, *_ = blocks(read("README.md"), "python")
     monkeypatch.setattr(wb, "load", lambda name: {"smollm2-135m": random_model("llama")}[name])
     names = {}
     exec(example, names)
@@ -69,7 +78,7 @@ def test_the_python_example_of_a_capture_runs(monkeypatch):
 
 
 def test_the_python_example_runs(tmp_path, monkeypatch, text):
-    example, _, _ = blocks(read("README.md"), "python")
+    example, *_ = blocks(read("README.md"), "python")
     assert all(line.strip() in wb.__doc__ for line in example.splitlines())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(wb, "load", lambda name: {"smollm2-135m": random_model("llama")}[name])
@@ -85,7 +94,7 @@ def test_the_python_example_runs(tmp_path, monkeypatch, text):
 
 
 def test_the_python_example_of_a_policy_runs(tmp_path, monkeypatch):
-    *_, example = blocks(read("README.md"), "python")
+    _, _, example, _ = blocks(read("README.md"), "python")
     model = random_model("llama")
     HeadLabels(model.card, {Head(0, 4): ("retrieval",)}, {}).save(tmp_path / "heads.json")
     monkeypatch.chdir(tmp_path)
@@ -95,15 +104,32 @@ def test_the_python_example_of_a_policy_runs(tmp_path, monkeypatch):
     assert names["tokens"].shape[1] == len("The sky is") + 1 + 8  # bytes, and the one that begins
 
 
+def test_the_python_example_of_circuits_runs(monkeypatch):
+    *_, example = blocks(read("README.md"), "python")
+    model = random_model("llama", num_hidden_layers=24)
+    ids = np.random.default_rng(0).integers(3, 250, (2, 4, 7))
+    items = tuple(Item(str(number), "b", (" c",), (" d",)) for number in range(4))
+    pairs = Pairs("ioi", "logit_difference", items, *ids, ((5,),) * 4, ((6,),) * 4)
+    monkeypatch.setattr(wb, "load", lambda name: {"smollm2-135m": model}[name])
+    monkeypatch.setattr("workbench.circuits.tasks.prepare", lambda *_: TaskSet("ioi", (pairs,), {}, 0))
+    names = {}
+    exec(example, names)
+    assert names["effects"].effect_NLH.shape == (4, 24, 6)
+    assert {str(receiver) for receiver in names["paths"]} == {"logits", "L23H3.q"}
+
+
 def test_every_command_line_of_the_documents_would_be_understood():
-    commands = typer.main.get_command(app).commands
+    commands = commands_of(typer.main.get_command(app))
     lines = [line for name in DOCUMENTS for block in blocks(read(name), "sh") for line in block.splitlines()]
     lines += [code for name in DOCUMENTS for code in re.findall(r"`(?:\.venv/bin/)?(workbench [^`]+)`", read(name))]
     asked = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("workbench ")]
     assert len(asked) > 10
+    seen = set()
     for name, *arguments in asked:
-        commands[name].make_context(name, arguments)
-    assert {name for name, *_ in asked} >= set(commands)
+        words = (name, arguments.pop(0)) if (name,) not in commands else (name,)
+        commands[words].make_context(" ".join(words), arguments)
+        seen.add(words)
+    assert seen >= set(commands)
 
 
 @each_document
