@@ -9,12 +9,17 @@ import pytest
 import torch
 from test_patching import data, model_of
 
-from workbench.circuits import attribution, edges, faithfulness, finding, patching, paths, verify
+from workbench.circuits import attribution, edges, faithfulness, finding, patching, paths, positions, verify
+from workbench.circuits.alternatives import alternatives, single
+from workbench.circuits.anatomy import taken_apart
 from workbench.circuits.circuit import Circuit
 from workbench.circuits.compiled_ioi import BACKUP, DUPLICATE, INHIBITION, MOVERS, NEGATIVE, PREVIOUS, ROLES, ioi_model
 from workbench.circuits.finding import METHODS, Search, find
 from workbench.circuits.statistics import auroc
-from workbench.circuits.tasks import Pairs, TaskSet
+from workbench.circuits.sweep import sweep
+from workbench.circuits.tasks import Item, Pairs, TaskSet
+from workbench.compiled import INDUCTION, induction_model
+from workbench.compiled import PREVIOUS as PREVIOUS_TOKEN
 from workbench.errors import InputError
 from workbench.heads import Head
 from workbench.views.circuit import circuit_figure
@@ -70,6 +75,72 @@ def test_the_circuit_is_found_and_is_faithful(model, names):
     assert circuit.provenance["accuracy"]["held_out"] == 1.0
     best = circuit.edges.sort_values("exact", key=abs, ascending=False)["edge"].tolist()
     assert f"{MOVERS[0]}->logits" in best[:3]
+
+
+def test_the_induction_circuit_of_the_compiled_model_is_found():
+    """The sequence comes twice; in the corrupted prompt, what followed the present token differs in its first occurrence."""
+    model, rng = induction_model(vocabulary=60, length=32), np.random.default_rng(0)
+    clean, corrupted, right, wrong = [], [], [], []
+    for _ in range(12):
+        first = rng.permutation(np.arange(3, 60))[:8]
+        other = first.copy()
+        other[4] = next(token for token in range(3, 60) if token not in first)
+        clean.append([1, *first, *first[:4]])
+        corrupted.append([1, *other, *first[:4]])
+        right.append((int(first[4]),))
+        wrong.append((int(other[4]),))
+    items = tuple(Item(f"{number}", f"{number}'", (" x",), (" y",)) for number in range(12))
+    task = TaskSet("again", (Pairs("again", "logit_difference", items, np.array(clean), np.array(corrupted), tuple(right), tuple(wrong)),), {}, 0)
+    effects = patching.activation_patching(model, task)
+    assert effects.ranked()[0] == INDUCTION
+    keys = paths.path_patching(model, task, [paths.Receiver(INDUCTION.layer, INDUCTION.index, "k")])
+    sender = next(iter(keys.values()))
+    assert sender.base_N.mean() > 5
+    frozen = patching.activation_patching(model, task, ablation="zero")
+    assert set(frozen.ranked()[:2]) == {PREVIOUS_TOKEN, INDUCTION}
+    others = [head for head in model.shape.heads() if head not in (PREVIOUS_TOKEN, INDUCTION)]
+    assert max(abs(frozen.mean_LH[head.layer, head.index]) for head in others) < 1e-3
+
+
+def test_scores_do_not_depend_on_the_basis(names):
+    turned, straight = (ioi_model(beta=5.0, rotate=rotate) for rotate in (True, False))
+    for method in ("patching", "path", "ig-inputs"):
+        ours, theirs = (METHODS[method][1](model, names, None, 0).effect_NLH for model in (turned, straight))
+        np.testing.assert_allclose(ours, theirs, atol=2e-4)
+    ours, theirs = (attribution.edge_attribution(model, names, "eap").score_NUW for model in (turned, straight))
+    np.testing.assert_allclose(ours, theirs, atol=2e-4)
+
+
+def test_each_position_by_itself(model, names):
+    found = positions.by_position(model, names)
+    assert found.effect_NTLH.shape == (len(names), 12, 4, 6)
+    alone = patching.activation_patching(model, names, positions=[8]).effect_NLH
+    np.testing.assert_allclose(found.effect_NTLH[:, 8], alone)
+    assert np.abs(found.mean_TLH[:, DUPLICATE.layer, DUPLICATE.index]).argmax() == 8
+    assert np.abs(found.mean_TLH[:-1, MOVERS[0].layer, MOVERS[0].index]).max() < 1e-5
+    assert found.tokens[-1] == "to"
+    assert positions.of_length(names, 12).pairs == names.pairs
+    with pytest.raises(InputError, match="no prompts of 5"):
+        positions.of_length(names, 5)
+
+
+def test_positions_before_the_sender_do_not_move(model, names):
+    pairs = names.pairs[0]
+    with taken_apart(model, 12) as anatomy, torch.no_grad():
+        clean, corrupted = (anatomy.trace(torch.tensor(ids)) for ids in (pairs.clean_BT, pairs.corrupted_BT))
+        other = alternatives(anatomy, clean, corrupted, "z", "resample", positions=[8])
+        *_, (_, _, x) = sweep(anatomy, clean, other, single(model.shape, "z")[0])
+        moved = (x - clean.x[-1]).abs().amax((0, 1, 3))
+    assert moved[:8].max() < 1e-5
+    assert moved[8:].max() > 1
+
+
+def test_codes_have_the_p_values_of_swapped_labels(model, names):
+    effects = METHODS["codes"][1](model, names, None, 0)
+    table = effects.table()
+    assert table["low"].isna().all()
+    assert table["p"].between(1 / 201, 1).all()
+    assert (effects.mean_LH == np.round(effects.mean_LH)).all()
 
 
 def test_half_a_circuit_is_unfaithful_and_a_size_is_found(model, names):

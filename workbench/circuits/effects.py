@@ -16,7 +16,7 @@ COLUMNS = {
     "low": "lower end of its 95% bootstrap interval over prompts",
     "high": "upper end",
     "normalised": "effect / (metric on the other prompts − on the base prompts): 1 is the whole difference",
-    "p": "sign-flip p-value, two-sided",
+    "p": "sign-flip p-value, two-sided; of codes, that of labels swapped within pairs",
     "q": "the same with the false-discovery rate held (Benjamini–Hochberg) over all heads",
     "n": "prompts",
 }
@@ -29,6 +29,7 @@ class Effects:
 
     Columns are query heads, or KV groups (`groups`), as those share their keys and values. `base_N` and `other_N` are the metric itself on the base prompts
     and on those that values come from. `facts` says how it was made: method, component, ablation, direction, positions, metric, receiver.
+    Scores of a method that sees all prompts at once, not one by one, bring their own p-values `p_LH`; they have no interval.
     """
 
     effect_NLH: Float[np.ndarray, "N L H"]
@@ -36,6 +37,7 @@ class Effects:
     other_N: Float[np.ndarray, " N"]
     group: int = 1
     facts: dict[str, Any] = field(default_factory=dict)
+    p_LH: Float[np.ndarray, "L H"] | None = None
 
     @property
     def groups(self) -> bool:
@@ -67,8 +69,10 @@ class Effects:
         """One row for every head (or group) with an effect, the largest in size first; see `COLUMNS`."""
         places = np.argwhere(np.isfinite(self.mean_LH))
         effect_NM = self.effect_NLH[:, places[:, 0], places[:, 1]]
-        low, high = statistics.interval(effect_NM, seed=seed)
-        p = statistics.sign_flips(effect_NM, seed=seed)
+        if self.p_LH is None:
+            (low, high), p = statistics.interval(effect_NM, seed=seed), statistics.sign_flips(effect_NM, seed=seed)
+        else:
+            low, high, p = np.nan, np.nan, self.p_LH[places[:, 0], places[:, 1]]
         rows = pd.DataFrame({
             "head": [str(self.head(int(layer), int(index))) for layer, index in places],
             "effect": effect_NM.mean(0),

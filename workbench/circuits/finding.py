@@ -11,6 +11,7 @@ import torch
 from workbench.circuits import attribution, codes, patching, paths
 from workbench.circuits.attribution import EdgeScores, edge_attribution
 from workbench.circuits.circuit import Circuit
+from workbench.circuits.code_controls import label_null
 from workbench.circuits.effects import Effects
 from workbench.circuits.faithfulness import evaluate, faithfulness, mask
 from workbench.circuits.patching import Progress, replace_sets, scenes
@@ -145,14 +146,15 @@ def _edges(model: HFModel, data: TaskSet, scores: EdgeScores, heads: Sequence[He
 
 
 def code_scores(model: HFModel, data: TaskSet, seed: int = 0) -> Effects:
-    """Heads by the sparse-autoencoder codes that only clean prompts have, as `Effects` in which each prompt counts alike.
+    """Heads by how many codes of a sparse autoencoder only clean prompts have; p-values are those of labels swapped within pairs.
 
-    Observational: nothing is intervened on, so effects are counts of codes, and their intervals have no meaning.
+    Observational: nothing is intervened on, so what stands for an effect is a count of codes.
     """
-    count_LH = codes.node_scores(codes.encode(*residual_means(model, data), codes.CodeSettings(seed=seed)))
-    total = len(data)
-    found: dict[str, Any] = {"method": "codes", "component": "residual write, mean over positions", "ablation": None, "direction": None}
-    return Effects(np.repeat(count_LH[None].astype(np.float32), total, axis=0), np.zeros(total), np.ones(total), 1, found)
+    found = codes.encode(*residual_means(model, data), codes.CodeSettings(seed=seed))
+    null, total = label_null(found, seed=seed), len(data)
+    facts: dict[str, Any] = {"method": "codes", "component": "residual write, mean over positions", "ablation": None, "direction": None}
+    count_NLH = np.repeat(null.score_LH[None].astype(np.float32), total, axis=0)
+    return Effects(count_NLH, np.zeros(total), np.ones(total), 1, facts, null.p_LH)
 
 
 def residual_means(model: HFModel, data: TaskSet) -> tuple[np.ndarray, np.ndarray]:

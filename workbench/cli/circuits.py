@@ -137,17 +137,21 @@ def evaluate(
 
 @circuit.command()
 def compare(
-    files: Annotated[list[Path], typer.Argument(help="Two circuits of one model, or more.")],
+    files: Annotated[list[Path], typer.Argument(help="Circuits of one model.")],
     *,
+    published: Annotated[
+        list[str] | None, typer.Option("--published", help="A published circuit of this model to compare each with, such as ioi; may be given several times.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the permutations.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Compare circuits of one model: the heads they share, against chance.
+    """Compare circuits of one model, with each other or with published ones: the heads they share, against chance.
 
     Example: `workbench circuit compare ioi.json colored.json`
     """
     from workbench.circuits.circuit import Circuit
     from workbench.circuits.faithfulness import mask
+    from workbench.circuits.published import published as known
     from workbench.circuits.reuse import overlaps
 
     circuits = [Circuit.load(path) for path in files]
@@ -156,7 +160,11 @@ def compare(
     names = [made.task for made in circuits]
     if len(set(names)) < len(names):  # of one task, they are told apart by their files
         names = [f"{made.task} ({path})" for made, path in zip(circuits, files, strict=True)]
-    table = overlaps({name: mask(made.card.shape, made.heads) for name, made in zip(names, circuits, strict=True)}, seed=seed)
+    sets = {name: mask(made.card.shape, made.heads) for name, made in zip(names, circuits, strict=True)}
+    for one in map(known, published or ()):
+        one.check(circuits[0].card)
+        sets[f"published: {one.name}"] = one.truth_LH
+    table = overlaps(sets, seed=seed)
     return show.as_json({"pairs": table.to_dict("records")}) if as_json else show.result(page_table(table))
 
 
