@@ -23,9 +23,9 @@ from workbench.recipes import haystack_text
 from workbench.scores import rank_agreement
 
 WHAT = (
-    "`memory`, `context` and `other` are shares of the answers to held-out conflicts (subjects apart from those of the search): what the model knows, what the text "
-    "states, neither. Pruned heads have z = 0 at all positions; their number was chosen on validation conflicts, among those that cost at most 0.1 of the closed-book accuracy "
-    "where any does. `random` are as many heads of the same layers, `gradient` those that first-order effects rank first. Means over seeds of items."
+    "`memory`, `context` and `other` are shares of the answers to held-out conflicts (subjects apart from those of the search): what the model knows, what the "
+    "text states, neither. Pruned heads have z = 0 at all positions; their number was chosen on validation conflicts, among those that cost at most 0.1 of the "
+    "closed-book accuracy where any does. `random` are as many heads of the same layers, `gradient` those that first-order effects rank first. Means of seeds."
 )
 
 
