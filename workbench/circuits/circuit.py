@@ -109,7 +109,8 @@ class Circuit:
 
         With `given` labels of the same model these are kept and the new ones added. Raises `InputError` for those of another model.
         """
-        name = "circuit_" + "".join(letter if letter.isalnum() else "_" for letter in self.task)
+        task = Path(self.task).stem if self.task.endswith(".jsonl") else self.task
+        name = "circuit_" + "".join(letter if letter.isalnum() else "_" for letter in task)
         score_LH = np.zeros((self.card.shape.n_layers, self.card.shape.n_heads))
         for row in self.effects.to_dict("records"):
             head = Head.parse(row["head"])

@@ -88,5 +88,5 @@ class Effects:
 
 def joined(parts: list[Effects], **facts: Any) -> Effects:
     """The effects on several sets of prompts as one."""
-    arrays = (np.concatenate([getattr(part, name) for part in parts]) for name in ("effect_NLH", "base_N", "other_N"))
-    return Effects(*arrays, parts[0].group, facts)
+    effect, base, other = (np.concatenate([getattr(part, name) for part in parts]) for name in ("effect_NLH", "base_N", "other_N"))
+    return Effects(effect, base, other, parts[0].group, facts)

@@ -131,7 +131,7 @@ def evaluate(
     if as_json:
         return show.as_json({"task": data.task, "table": found.table.to_dict("records"), "minimality": found.minimality.to_dict("records")})
     return show.result(
-        f"{loaded.name}, the circuit for {loaded_circuit.task} ({len(found.heads)} heads) on {len(data)} items of {data.task}", page_table(found.table)
+        f"{loaded.name}, the circuit for {loaded_circuit.task} ({len(found.heads)} heads) on {len(data)} items of {data.task}", by_ablation(found.table)
     )
 
 
@@ -212,9 +212,15 @@ def _page(made: "Circuit", written: list[Path]) -> None:
     show.result("", "heads: change of the metric when patched", page_table(inside))
     if len(made.edges):
         show.result("", "edges, measured", page_table(made.edges.sort_values("exact", key=abs, ascending=False).head(SHOWN).drop(columns=["chosen", "n"])))
-    show.result("", "on held-out prompts (heads, all positions; MLPs stay)", page_table(made.faithfulness))
+    show.result("", "on held-out prompts (heads, all positions; MLPs stay)", by_ablation(made.faithfulness))
     for path in written:
         show.remark(f"written: {path}")
+
+
+def by_ablation(table: "pd.DataFrame") -> Table:
+    """What `faithfulness.evaluate` measured, a column for each ablation."""
+    turned = table.set_index("ablation").astype(float).T
+    return page_table(turned.rename_axis(columns=None).reset_index(names="measure"))
 
 
 def page_table(frame: "pd.DataFrame") -> Table:
