@@ -62,7 +62,7 @@ class Circuit:
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise InputError(f"{path} is no circuit ({SCHEMA}); `workbench circuit find` writes one")
         try:
-            tables = {name: pd.DataFrame(data[name]) for name in TABLES}
+            tables = {name: _frame(data[name]) for name in TABLES}
             return cls(ModelCard.from_json(data["model"]), data["task"], tuple(map(Head.parse, data["heads"])), **tables, provenance=data["provenance"])
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: not a complete circuit: {type(error).__name__} {error}") from error
@@ -132,6 +132,13 @@ class Circuit:
             evidence={**given.evidence, name: evidence},
             provenance={**given.provenance, name: dict(self.provenance)},
         )
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """A table from plain data, in which numbers that are not finite are null."""
+    frame = pd.DataFrame(rows)
+    blank = [name for name in frame if frame[name].isna().any() and not any(isinstance(cell, str) for cell in frame[name])]
+    return frame.astype(dict.fromkeys(blank, float))
 
 
 def _layer(node: str) -> int:
