@@ -13,6 +13,8 @@ from workbench.heads import Head
 HELPS, HARMS = "#0b62a4", "#d97706"
 """Colours of what the metric needs (patching it lowers the metric), and of what works against it."""
 
+COLOURS = "blue: patching it lowers the metric, which needs it; orange: it raises the metric; grey: no single effect"
+
 EDGES_SHOWN = 60
 
 
@@ -26,11 +28,11 @@ def circuit_figure(circuit: Circuit) -> go.Figure:
     row = circuit.faithfulness.iloc[0] if len(circuit.faithfulness) else None
     said = "" if row is None else f"; faithfulness {row['faithfulness']:.2f} ({row['low']:.2f} to {row['high']:.2f}, {row['ablation']}), on held-out prompts"
     figure.update_layout(
-        title=f"{circuit.card.name}, {circuit.task}: {len(circuit.heads)} heads<br><sub>by {circuit.provenance.get('method', '')}{said}</sub>",
+        title=f"{circuit.card.name}, {circuit.task}: {len(circuit.heads)} heads<br><sub>by {circuit.provenance.get('method', '')}{said}<br>{COLOURS}</sub>",
         template="plotly_white",
         height=760,
         showlegend=False,
-        margin={"t": 110},
+        margin={"t": 130},
         meta={"model": circuit.card.name, "facts": {name: str(value) for name, value in circuit.provenance.items()}},
     )
     return figure
@@ -96,4 +98,4 @@ def _draw_map(figure: go.Figure, circuit: Circuit) -> None:
     inside = {"x": [head.index for head in circuit.heads], "y": [head.layer for head in circuit.heads]}
     figure.add_scatter(**inside, mode="markers", marker={"symbol": "circle-open", "size": 9, "color": "#111111"}, hoverinfo="skip", row=1, col=2)
     figure.update_xaxes(title="head", dtick=1, row=1, col=2)
-    figure.update_yaxes(title="layer", row=1, col=2)
+    figure.update_yaxes(title="layer", tick0=0, dtick=max(1, shape.n_layers // 10), row=1, col=2)
