@@ -316,6 +316,9 @@ def test_receivers_are_read_and_refused():
             Receiver.parse(text, shape)
     with pytest.raises(InputError, match="component"):
         patching.activation_patching(model_of("llama"), data(), component="x")
+    for wrong in ([LENGTH], [], [-LENGTH - 1]):
+        with pytest.raises(InputError, match="positions lie"):
+            patching.activation_patching(model_of("llama"), data(), positions=wrong)
     with pytest.raises(InputError, match="logit differences"):
         patching.direct_attribution(model_of("llama"), data(), "kl")
 

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from workbench.circuits.anatomy import Anatomy, Trace, mixed
-from workbench.errors import unknown
+from workbench.errors import InputError, unknown
 from workbench.heads import Shape
 
 COMPONENTS = {
@@ -78,7 +78,12 @@ def alternatives(
 
 
 def at(length: int, positions: Sequence[int] | None, device: torch.device) -> Bool[Tensor, " T"]:
-    """Which positions are meant, negative ones counted from the end; all if none are given."""
+    """Which positions are meant, negative ones counted from the end; all if none are given.
+
+    Raises `InputError` for positions that are not there, and for an empty choice.
+    """
+    if positions is not None and (not len(positions) or not all(-length <= place < length for place in positions)):
+        raise InputError(f"positions lie between {-length} and {length - 1} in prompts of {length} tokens, at least one; got {list(positions)}")
     chosen = torch.ones(length, dtype=torch.bool) if positions is None else torch.zeros(length, dtype=torch.bool)
     if positions is not None:
         chosen[list(positions)] = True

@@ -81,10 +81,9 @@ def evaluate(
     parts = [inside_LH & (rng.random(inside_LH.shape) < 0.5) for _ in range(sets)]
     rivals = [layer_matched(inside_LH, rng) for _ in range(sets)]
     members = [mask(model.shape, [head]) for head in heads]
-    empty = np.ones_like(inside_LH)
-    kept = [empty, inside_LH, ~inside_LH, *rivals]
-    replaced = [~(keep) if keep is not empty else empty for keep in kept]
-    replaced += [~inside_LH | part for part in parts] + parts + [~inside_LH | member for member in members]
+    every = np.ones_like(inside_LH)
+    replaced = [every, ~inside_LH, inside_LH, *(~rival for rival in rivals)]
+    replaced += [*(~inside_LH | part for part in parts), *parts, *(~inside_LH | member for member in members)]
     rows, minimal = [], []
     for ablation in ablations:
         value_SN, full_N, _ = replace_sets(model, data, np.stack(replaced), ablation=ablation, metric=metric)
