@@ -6,13 +6,15 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 USER_STAMP := .venv/.installed
+APP_STAMP := .venv/.installed-app
 DEV_STAMP := .venv/.installed-dev
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: help install demo test check mutants clean
+.PHONY: help install demo app test check mutants clean
 
 help:
 	@echo "make demo      install, then label the heads of $(MODEL): writes heads.json and heads.html"
+	@echo "make app       install, then the dashboard in the browser; LABELS=heads.json shows other labels than the bundled ones"
 	@echo "make test      install, then every check and every test"
 	@echo "make install   .venv with the package, its tests and its tools"
 	@echo "make check     format, lint, types, layers, dead code and the fast tests"
@@ -24,6 +26,9 @@ install: $(DEV_STAMP)
 
 demo: $(USER_STAMP)
 	@$(BIN)/workbench label --model $(MODEL) --out heads.json
+
+app: $(APP_STAMP)
+	@WORKBENCH_APP_LABELS="$(LABELS)" WORKBENCH_APP_MODEL="$(if $(filter file,$(origin MODEL)),,$(MODEL))" $(BIN)/streamlit run app/main.py
 
 test: $(DEV_STAMP)
 	@scripts/check
@@ -50,9 +55,13 @@ $(USER_STAMP): $(INPUTS) | $(BIN)/python
 	@$(PIP) install --constraint constraints.txt --editable .
 	@touch $@
 
+$(APP_STAMP): $(INPUTS) | $(USER_STAMP)
+	@$(PIP) install --constraint constraints.txt --editable '.[app]'
+	@touch $@
+
 $(DEV_STAMP): $(INPUTS) | $(BIN)/python
 	@echo "installing into .venv (a few minutes the first time)"
 	@$(PIP) install 'pip>=23'
 	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
 	@$(PIP) install --constraint constraints.txt --no-deps kvpress # its loader is tested; the transformers that it asks for is older
-	@touch $(USER_STAMP) $@
+	@touch $(USER_STAMP) $(APP_STAMP) $@

@@ -12,12 +12,12 @@ import pytest
 from typer.testing import CliRunner
 
 from workbench import captures, measure
-from workbench.cli import app, show, summary
+from workbench.cli import app, show
 from workbench.formats import FORMATS
 from workbench.labels import HeadLabels
 from workbench.models import load
 from workbench.probes import PROBES
-from workbench.rules import RULES, Rule
+from workbench.rules import RULES, Rule, rule_text
 from workbench.tiny import random_model
 
 FAST = ("--probe", "duplicate_token", "--probe", "induction")
@@ -404,7 +404,7 @@ def test_an_unknown_command_or_option_exits_with_2():
 
 def test_rules_in_words():
     def words(**changes):
-        return summary.rule_text(replace(Rule("a", "a", 0.1, "", ""), **changes))
+        return rule_text(replace(Rule("a", "a", 0.1, "", ""), **changes))
 
     assert words() == "score ≥ 0.1"
     assert words(probe="b") == "b ≥ 0.1"

@@ -11,6 +11,7 @@ from typing import Any
 
 import jsonschema
 import numpy as np
+import pandas as pd
 
 from workbench.errors import InputError, unknown
 from workbench.files import write_text
@@ -58,6 +59,14 @@ class HeadLabels:
     def counts(self) -> dict[str, int]:
         """How many heads carry each label, every rule's label included."""
         return {name: len(self.heads(name)) for name in (*self.rules, *sorted({n for names in self.labels.values() for n in names} - set(self.rules)))}
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per head, layer by layer: `head` (such as L17H3), `layer`, `index`, `kv_head`, `labels` in one text, and the score of every probe."""
+        shape = self.card.shape
+        rows = [(str(head), head.layer, head.index, shape.kv_head(head), ", ".join(names)) for head, names in self.labels.items()]
+        frame = pd.DataFrame(rows, columns=["head", "layer", "index", "kv_head", "labels"])
+        return frame.assign(**{probe: score_LH.ravel() for probe, score_LH in self.scores.items()})
 
     def check_model(self, card: ModelCard) -> None:
         """Raise `InputError` unless these labels were made for this very model (same shape, same fingerprint where both are known)."""
@@ -123,15 +132,21 @@ class HeadLabels:
     def load(cls, path: str | Path) -> "HeadLabels":
         """Read a labels file. Raises `InputError` for a file that is missing, no JSON, or not of the schema."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+            return cls.parse(Path(path).read_bytes(), str(path))
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+    @classmethod
+    def parse(cls, content: bytes, name: str) -> "HeadLabels":
+        """Labels from the bytes of a labels file called `name`. Raises `InputError` for what is no JSON, or not of the schema."""
+        try:
+            data = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} is not JSON that can be read: {error}") from error
+            raise InputError(f"{name} is not JSON that can be read: {error}") from error
         try:
             return cls.from_json(data)
         except InputError as error:
-            raise InputError(f"{path}: {error}") from error
+            raise InputError(f"{name}: {error}") from error
 
 
 def label(scores: HeadScores, rules: Mapping[str, Rule] | None = None) -> HeadLabels:

@@ -58,6 +58,14 @@ class Rule:
         return chosen & (score > null)
 
 
+def rule_text(rule: Rule) -> str:
+    """A rule in a few words, such as `score ≥ 0.1` or `best 2% of heads`."""
+    if rule.kind == "at_least":
+        return f"{'score' if rule.probe == rule.label else rule.probe} ≥ {rule.value:g}"
+    pool = "KV heads" if rule.per_kv_head else "heads"
+    return f"best {rule.value:g} of each layer" if rule.kind == "top_per_layer" else f"best {100 * rule.value:.3g}% of {pool}"
+
+
 def _best(score_RC: np.ndarray, count: int) -> np.ndarray:
     """True at the `count` largest entries of each row."""
     order = np.argsort(-score_RC, axis=1, kind="stable")[:, :count]

@@ -69,14 +69,18 @@ class HeadScores:
 
     def agreement(self, k: int = 10) -> pd.DataFrame:
         """How far each two probes rank the heads alike: Spearman's rho and the shared part of their top k (0–1)."""
-        score = {probe: self.matrix(probe).ravel() for probe in self.probes}
-        return pd.DataFrame([{"probe": a, "other": b, **rank_agreement(score[a], score[b], k)} for a, b in combinations(self.probes, 2)])
+        return agreement({probe: self.matrix(probe) for probe in self.probes}, k)
 
     def _of(self, probe: str) -> pd.DataFrame:
         if probe not in self.probes:
             status = self.evidence.get(probe, {}).get("status")
             raise InputError(f"{probe}: {status}") if status else unknown("probe", probe, self.probes)
         return self.rows[self.rows["probe"] == probe]
+
+
+def agreement(scores: Mapping[str, np.ndarray], k: int = 10) -> pd.DataFrame:
+    """`rank_agreement` of each two probes of scores [L, H] by name: the columns `probe`, `other`, `spearman` and `top{k}_overlap`."""
+    return pd.DataFrame([{"probe": a, "other": b, **rank_agreement(scores[a], scores[b], k)} for a, b in combinations(scores, 2)])
 
 
 def rank_agreement(a: np.ndarray, b: np.ndarray, k: int = 10) -> dict[str, float]:

@@ -12,7 +12,7 @@ from rich.text import Text
 from workbench.cli import show
 from workbench.files import write_file
 from workbench.labels import HeadLabels
-from workbench.rules import Rule
+from workbench.rules import rule_text
 from workbench.scores import HeadScores
 from workbench.views import evidence_lines, evidence_text
 
@@ -62,14 +62,6 @@ def _kinds(labels: HeadLabels) -> Table:
         table.add_row(name, str(count), f"{count / total:.1%}", rule_text(labels.rules[name]) if name in labels.rules else "")
     table.add_row("none of these", str(none := sum(not names for names in labels.labels.values())), f"{none / total:.1%}", "", style="dim")
     return table
-
-
-def rule_text(rule: Rule) -> str:
-    """A rule in a few words, such as `score ≥ 0.1` or `best 2% of heads`."""
-    if rule.kind == "at_least":
-        return f"{'score' if rule.probe == rule.label else rule.probe} ≥ {rule.value:g}"
-    pool = "KV heads" if rule.per_kv_head else "heads"
-    return f"best {rule.value:g} of each layer" if rule.kind == "top_per_layer" else f"best {100 * rule.value:.3g}% of {pool}"
 
 
 def _strongest(scores: HeadScores, labels: HeadLabels) -> tuple[Text, Table]:

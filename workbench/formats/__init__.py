@@ -1,7 +1,10 @@
 """Which tools can use our labels, and whose can we use? `write` and `read`; one module per file format, found by discovery."""
 
 import importlib
+import io
 import pkgutil
+import tempfile
+import zipfile
 from pathlib import Path
 
 from workbench.errors import InputError, unknown
@@ -9,7 +12,7 @@ from workbench.formats._format import Export, Format
 from workbench.heads import ModelCard
 from workbench.labels import HeadLabels
 
-__all__ = ["FORMATS", "Export", "Format", "read", "write"]
+__all__ = ["FORMATS", "Export", "Format", "as_bytes", "read", "write"]
 
 
 def _discover() -> dict[str, Format]:
@@ -32,6 +35,20 @@ def write(labels: HeadLabels, path: str | Path, format_name: str, export: Export
     if unused := [name for name in export.given if name not in form.uses]:
         raise InputError(f"{form.name} has no use for {', '.join(unused)}; it takes {', '.join(form.uses) or 'no options'}")
     return form.writes(labels, Path(path), export)
+
+
+def as_bytes(labels: HeadLabels, format_name: str, export: Export | None = None) -> tuple[str, bytes]:
+    """The same as one file to hand over: its ending (`.zip` where the format is a folder of several files) and its bytes. Raises `InputError` as `write`."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "heads"
+        written = write(labels, root, format_name, export)
+        if written == [root]:
+            return _form(format_name).suffix, root.read_bytes()
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in written:
+                archive.write(path, path.relative_to(root))
+        return ".zip", packed.getvalue()
 
 
 def read(path: str | Path, format_name: str, card: ModelCard | None = None, name: str | None = None) -> HeadLabels:

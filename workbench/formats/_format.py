@@ -41,7 +41,8 @@ class Format:
 
     `granularity`: whether its rows are query heads or KV heads. `loss`: what of `HeadLabels` the file cannot hold. `uses`: the
     fields of `Export` that its writer heeds. `reads_as`: the name that scores or labels get when read, `None` where the file has
-    the names itself. `knows_shape`: whether a file of ours tells the model's shape; otherwise reading needs a `ModelCard`.
+    the names itself. `knows_shape`: whether a file of ours tells the model's shape; otherwise reading needs a `ModelCard`. `suffix`: the usual ending of
+    the file's name, where it is one file.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Format:
     uses: tuple[str, ...] = ()
     reads_as: str | None = None
     knows_shape: bool = False
+    suffix: str = ".json"
 
 
 def chosen_probe(labels: HeadLabels, probe: str | None, default: str) -> str:

@@ -82,4 +82,5 @@ FORMAT = Format(
     writes=_write,
     reads=_read,
     knows_shape=True,
+    suffix=".parquet",
 )

@@ -68,4 +68,5 @@ FORMAT = Format(
     reads=_read,
     uses=("label",),
     reads_as="query_focused_retrieval",
+    suffix=".yaml",
 )

@@ -1,21 +1,33 @@
 """How do the results look? Figures and text from what others computed; nothing is computed here. The only part that imports plotly."""
 
 from workbench.views.attention import attention_figure
+from workbench.views.canvas import head_canvas, script, token_canvas
 from workbench.views.heads import Panel, head_map, panel, panels, text_map
+from workbench.views.one_head import following_figure, head_table, lost_figure
 from workbench.views.page import evidence_lines, evidence_text, save_html
 from workbench.views.quality import quality_figure
+from workbench.views.scores import agreement_figure, distribution_figure, pair_figure
 from workbench.views.successor import class_figure
 
 __all__ = [
     "Panel",
+    "agreement_figure",
     "attention_figure",
     "class_figure",
+    "distribution_figure",
     "evidence_lines",
     "evidence_text",
+    "following_figure",
+    "head_canvas",
     "head_map",
+    "head_table",
+    "lost_figure",
+    "pair_figure",
     "panel",
     "panels",
     "quality_figure",
     "save_html",
+    "script",
     "text_map",
+    "token_canvas",
 ]

@@ -1,0 +1,123 @@
+"""Which heads are of which kind? The map of any probe, its distribution, probes against each other, the table, files."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import streamlit as st
+from chosen import labels, told
+from maps import head_map
+
+from workbench import views
+from workbench.formats import FORMATS, Export, as_bytes
+from workbench.heads import REDUCTIONS
+from workbench.labels import HeadLabels
+from workbench.rules import rule_text
+from workbench.scores import agreement
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+ONE_HEAD = "app_pages/one_head.py"
+VIEWS = ("Distribution", "Two probes", "Agreement", "Table", "Export", "Evidence")
+
+
+def distribution(found: HeadLabels, probe: str) -> None:
+    """The scores of all heads, and what the file tells of threshold and null."""
+    st.plotly_chart(views.distribution_figure(found, probe), alt=f"Histogram of the {probe} scores of all heads")
+    rules = [rule for rule in found.rules.values() if rule.probe == probe]
+    for rule in rules:
+        st.caption(f"**{rule.label}**: {rule_text(rule)}, and above the head's own null ({rule.chance}). Source: {rule.source}.")
+    if not rules:
+        st.caption("No rule labels heads by this score.")
+    st.caption("A labels file holds scores, not the nulls and intervals behind them; `workbench score --out scores.parquet` writes those.")
+
+
+def two_probes(found: HeadLabels, probe: str) -> None:
+    """Two scores of every head."""
+    others = [name for name in found.scores if name != probe]
+    if not others:
+        st.info("The file has scores of one probe only.")
+        st.stop()
+    other = st.selectbox("Against", others, key="other", bind="query-params")
+    st.plotly_chart(views.pair_figure(found, probe, other), alt=f"Scatter plot of {probe} against {other}")
+
+
+def agreeing(found: HeadLabels, _probe: str) -> None:
+    """How alike all probes rank the heads."""
+    if len(found.scores) < 2:
+        st.info("The file has scores of one probe only.")
+        st.stop()
+    st.plotly_chart(views.agreement_figure(_agreement(dict(found.scores))), alt="Matrix of rank correlations between probes")
+    st.caption("Spearman's rank correlation of the scores of all heads; hovering tells how many of the ten strongest heads two probes share.")
+
+
+def table(found: HeadLabels, probe: str) -> None:
+    """Every head with its labels and scores; choosing a row opens the head."""
+    rows = found.table.sort_values(probe, ascending=False, ignore_index=True)
+    order = ["head", probe, "labels", "kv_head", *(name for name in found.scores if name != probe)]
+    numbers = {name: st.column_config.NumberColumn(format="%.3f") for name in found.scores}
+    chosen = st.dataframe(
+        rows, column_order=order, column_config=numbers, hide_index=True, height=560, on_select="rerun", selection_mode="single-row", key="rows"
+    )
+    st.caption("A click on a heading sorts; choosing a row opens the head.")
+    if picked := chosen.selection.rows:
+        st.switch_page(ONE_HEAD, query_params={"head": rows["head"][picked[0]]})
+    st.download_button("Table as CSV", rows.to_csv(index=False), f"{found.card.name}-heads.csv", "text/csv", on_click="ignore")
+
+
+def export(found: HeadLabels, probe: str) -> None:
+    """The labels as the file of any tool."""
+    form = FORMATS[st.selectbox("Format", list(FORMATS), format_func=lambda name: f"{name}: {FORMATS[name].title}", key="format", bind="query-params")]
+    st.caption(f"For {', '.join(form.tools)}. Rows are {'KV heads' if form.granularity == 'kv' else 'query heads'}. What gets lost: {form.loss}")
+    chosen = Export(probe=probe) if "probe" in form.uses else Export()
+    if chosen.probe:
+        st.caption(f"Scores are those of **{probe}**, the probe shown.")
+    if "label" in form.uses:
+        chosen = replace(chosen, label=st.selectbox("Heads labelled", [None, *found.counts()], format_func=lambda name: name or "the format's usual ones"))
+    if "reduction" in form.uses:
+        chosen = replace(chosen, reduction=st.selectbox("From query heads to a KV head", list(REDUCTIONS)))
+    if "sink" in form.uses:
+        sink = st.number_input("First tokens that a streaming head keeps", 0, value=None, placeholder="the format's usual number")
+        recent = st.number_input("Last tokens that a streaming head keeps", 0, value=None, placeholder="the format's usual number")
+        chosen = replace(chosen, sink=sink, recent=recent)
+    with told():
+        suffix, content = as_bytes(found, form.name, chosen)
+        st.download_button(f"Download {form.name}", content, f"{found.card.name}-{form.name}{suffix}", on_click="ignore", type="primary")
+
+
+def evidence(found: HeadLabels, _probe: str) -> None:
+    """How many tests there were, and what made the scores."""
+    st.table(views.evidence_lines(found.evidence) or {"evidence": "the file tells none"})
+    st.json(dict(found.provenance), expanded=False)
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def _agreement(scores: "dict[str, np.ndarray]") -> "pd.DataFrame":
+    return agreement(scores)
+
+
+SHOWN = dict(zip(VIEWS, (distribution, two_probes, agreeing, table, export, evidence), strict=True))
+
+found = labels()
+st.title("Heads")
+if not found.scores:
+    st.info(f"The labels of {found.card.name} hold no scores, so that there is no map to show.")
+    st.stop()
+
+usual = list(found.scores).index(views.panel(found).title)
+left, right = st.columns([5, 7], gap="large")
+with left:
+    probe = st.selectbox("Probe", list(found.scores), index=usual, key="probe", bind="query-params")
+    caption = st.empty()
+    shown = views.panel(found, probe)
+    picked = head_map(views.head_canvas(found, shown), key="map")
+    if picked:
+        st.switch_page(ONE_HEAD, query_params={"head": picked})
+with right:
+    view = st.segmented_control("View", VIEWS, default=VIEWS[0], required=True, key="view", bind="query-params", label_visibility="collapsed")
+    SHOWN[view](found, probe)
+
+from workbench.probes import PROBES  # noqa: E402 it takes seconds, and the map is already there
+
+caption.caption(PROBES[probe].question if probe in PROBES else f"{probe} is no probe of this workbench; its scores come with the file.")

@@ -1,0 +1,111 @@
+"""What is shown? The labels and the model that all pages share, and how they say what went wrong."""
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from workbench.errors import InputError
+from workbench.heads import Head
+from workbench.labels import HeadLabels
+
+if TYPE_CHECKING:
+    from workbench.models import HFModel
+
+UPLOAD = "labels_file"
+LABELS_MB = 20
+BUNDLED = Path(__file__).resolve().parent.parent / "reports" / "smollm2-135m" / "heads.json"
+
+
+@contextmanager
+def told() -> Generator[None]:
+    """Say in a sentence what cannot be used, and leave the rest of the page."""
+    try:
+        yield
+    except InputError as error:
+        st.error(_sentence(error))
+        st.stop()
+
+
+def refused() -> str:
+    """Why the uploaded file cannot be used, as a sentence; empty if it can, or if there is none."""
+    upload = st.session_state.get(UPLOAD)
+    try:
+        if upload is not None:
+            _parsed(upload.getvalue(), upload.name)
+    except InputError as error:
+        return _sentence(error)
+    return ""
+
+
+def labels() -> HeadLabels:
+    """The labels that were uploaded, if they can be used, else those that the dashboard was started with, else those that come with it."""
+    upload = st.session_state.get(UPLOAD)
+    if upload is not None and not refused():
+        return _parsed(upload.getvalue(), upload.name)
+    with told():
+        return _loaded(_default(), _default().stat().st_mtime_ns if _default().is_file() else 0)
+    raise AssertionError
+
+
+def file_name() -> str:
+    """The file that the labels come from."""
+    upload = st.session_state.get(UPLOAD)
+    return upload.name if upload is not None and not refused() else _default().name
+
+
+def head_of(text: str, found: HeadLabels) -> Head:
+    """A head by its name. Says so where the model has none of that name."""
+    with told():
+        head = Head.parse(text)
+        found.card.shape.check(head)
+        return head
+    raise AssertionError
+
+
+def model(found: HeadLabels) -> "HFModel":
+    """The model of the labels, loaded once for all. Only models of the catalogue are, and the one that the dashboard was started with."""
+    from workbench.sources import CATALOGUE
+
+    started = os.environ.get("WORKBENCH_APP_MODEL") or None
+    name = started or found.card.name
+    with told():
+        if started is None and name not in CATALOGUE:
+            raise InputError(
+                f"these labels are of {name!r}, which is none of the models that the dashboard loads by itself ({', '.join(CATALOGUE)}); "
+                "start it with `make app MODEL=…` to name another"
+            )
+        with st.spinner(f"Loading {name}"):
+            loaded = _model(name)
+        found.check_model(loaded.card)
+        return loaded
+    raise AssertionError
+
+
+def _sentence(error: InputError) -> str:
+    text = str(error)
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def _default() -> Path:
+    return Path(os.environ.get("WORKBENCH_APP_LABELS") or BUNDLED)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _parsed(content: bytes, name: str) -> HeadLabels:
+    return HeadLabels.parse(content, name)
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _loaded(path: Path, _changed: int) -> HeadLabels:
+    return HeadLabels.load(path)
+
+
+@st.cache_resource(max_entries=1, show_spinner=False)
+def _model(name: str) -> "HFModel":
+    from workbench.models import load
+
+    return load(name)

@@ -1,0 +1,131 @@
+"""What does one head do with a text of one's own? Where it looks, what it writes for the tokens there, and what the model predicts without it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.captures import capture
+from workbench.errors import InputError
+from workbench.heads import Head
+from workbench.models import HFModel
+from workbench.prompts import Prompts
+from workbench.pruning import pruned
+from workbench.reads import Pattern, Received
+from workbench.token_circuits import of_head, on, readout, sources
+from workbench.weights import Weights
+
+MOST_TOKENS = 512
+"""The longest text, in tokens, that is shown token by token; `mapping` shows longer ones."""
+
+SHOWN = 10
+"""How many next tokens a comparison shows of each variant."""
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """One head on one text: its tokens as text, its attention from each to each, and what each receives (the mean over rows that see it); all 0–1."""
+
+    head: Head
+    tokens: tuple[str, ...]
+    pattern_QK: Float[np.ndarray, "Q K"]
+    received_K: Float[np.ndarray, " K"]
+    provenance: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Without:
+    """What a model predicts with all heads and without some of them (`heads`, each writes nothing), and without as many others (`controls`).
+
+    `following` has a row per next token that any variant thinks likely: `token`, and its probability `whole`, `without`, `control` (0–1) behind the text.
+    `lost` has a row per token of the text but the last: `token`, which comes next, and its log-probability (nats) in the same three columns.
+    """
+
+    heads: tuple[Head, ...]
+    controls: tuple[Head, ...]
+    following: pd.DataFrame
+    lost: pd.DataFrame
+
+
+def look(model: HFModel, text: str, head: Head) -> Look:
+    """Where one head looks on a text. Raises `InputError` for a head that is not there, and for a text without tokens or of more than `MOST_TOKENS`."""
+    model.shape.check(head)
+    prompts = _prompts(model, text)
+    seen = capture(model, prompts, [Pattern(), Received()], layers=[head.layer])
+    pattern_QK, received_K = seen[Pattern()][0, 0, head.index], seen[Received()][0, 0, head.index]
+    return Look(head, _texts(model, prompts.ids_BT[0]), pattern_QK, received_K, seen.provenance)
+
+
+def without(model: HFModel, text: str, heads: Sequence[Head], seed: int = 0) -> Without:
+    """Predict with all heads, without `heads`, and without as many others of the same layers, drawn from `seed`: the control.
+
+    Where a layer has too few others, the control takes those there are. Raises `InputError` as `look` does.
+    """
+    prompts, controls = _prompts(model, text), _controls(model, heads, seed)
+    ids_T = torch.as_tensor(prompts.ids_BT[0].copy(), device=model.device)
+    logprob_3TV = [_predicted(model, ids_T, some) for some in ((), heads, controls)]
+    last_3V = [logprob_TV[-1].exp() for logprob_TV in logprob_3TV]
+    likely = list(dict.fromkeys(int(token) for last_V in last_3V for token in last_V.topk(min(SHOWN, len(last_V))).indices))
+    names = ("whole", "without", "control")
+    following = {name: [float(last_V[token]) for token in likely] for name, last_V in zip(names, last_3V, strict=True)}
+    index_T1 = ids_T[1:, None]
+    lost = {name: logprob_TV[:-1].gather(1, index_T1)[:, 0].cpu().numpy() for name, logprob_TV in zip(names, logprob_3TV, strict=True)}
+    return Without(
+        tuple(heads),
+        controls,
+        pd.DataFrame({"token": _texts(model, likely), **following}).sort_values("whole", ascending=False, ignore_index=True),
+        pd.DataFrame({"token": _texts(model, prompts.ids_BT[0][1:]), **lost}),
+    )
+
+
+def writes(model: HFModel, text: str, head: Head, count: int = 8) -> pd.DataFrame:
+    """What the head writes when it looks at each token of the text, from weights alone (its OV circuit): one row per distinct token, in their order.
+
+    `token`; `raises` and `lowers`, the `count` tokens whose logits it changes most, strongest first; `itself`, the place of the token's own logit among all
+    of the vocabulary, 1 the most raised. A token stands for itself by its effective embedding W_E + MLP0(W_E). Raises `InputError` as `look` does.
+    """
+    model.shape.check(head)
+    ids = list(dict.fromkeys(_prompts(model, text).ids_BT[0].tolist()))
+    weights = Weights(model.weights, model.shape, tokenizer=model.tokenizer)
+    with model.lock, torch.inference_mode():
+        ids_T = on(weights, ids)
+        logits_TV = of_head(weights, head, sources(model.weights, ids_T, "effective"), readout(model.weights))
+        own_T1 = logits_TV.gather(1, ids_T[:, None])
+        raised_TC, lowered_TC = (logits_TV.topk(count, largest=largest).indices.cpu().numpy() for largest in (True, False))
+        place_T = (logits_TV > own_T1).sum(1).cpu().numpy() + 1
+    raises, lowers = ([list(_texts(model, row)) for row in found_TC] for found_TC in (raised_TC, lowered_TC))
+    return pd.DataFrame({"token": _texts(model, ids), "raises": raises, "lowers": lowers, "itself": place_T})
+
+
+def _prompts(model: HFModel, text: str) -> Prompts:
+    if model.tokenizer is None:
+        raise InputError(f"{model.name} has no tokenizer, so that it cannot read a text")
+    prompts = Prompts.from_text(model, text)
+    if prompts.length > (most := min(MOST_TOKENS, model.positions)):
+        raise InputError(f"the text has {prompts.length} tokens; token by token at most {most} are shown. Shorten it, or draw it with `workbench map`")
+    return prompts
+
+
+def _controls(model: HFModel, heads: Sequence[Head], seed: int) -> tuple[Head, ...]:
+    """As many heads of the same layers, none of them among `heads`."""
+    dice, taken = np.random.default_rng(seed), set(heads)
+    found: list[Head] = []
+    for layer in sorted({head.layer for head in heads}):
+        others = [index for index in range(model.shape.n_heads) if Head(layer, index) not in taken]
+        wanted = min(len(others), sum(head.layer == layer for head in heads))
+        found += [Head(layer, int(index)) for index in sorted(dice.choice(others, wanted, replace=False))] if wanted else []
+    return tuple(found)
+
+
+def _predicted(model: HFModel, ids_T: Int[Tensor, " T"], heads: Sequence[Head]) -> Float[Tensor, "T V"]:
+    with model.lock, torch.inference_mode(), pruned(model, heads) as hf:
+        return hf(ids_T[None], use_cache=False).logits[0].float().log_softmax(-1)
+
+
+def _texts(model: HFModel, ids: Sequence[int] | np.ndarray) -> tuple[str, ...]:
+    return tuple(model.tokenizer.decode([int(token)]) for token in ids)

@@ -1,0 +1,58 @@
+"""How do maps reach the browser? As one message of raw bytes, which the scripts in `data/` draw without plotly.
+
+Four bytes give the length of a header, little-endian; then come the header, JSON in UTF-8 filled up with spaces to a multiple of four bytes, and the
+numbers, float32. A dashboard and a notebook send the same.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import plotly.colors
+from jaxtyping import Float
+
+from workbench.heads import Head
+from workbench.labels import HeadLabels
+from workbench.views.heads import Panel
+
+SHADES = tuple(plotly.colors.sequential.Cividis)
+
+
+def head_canvas(labels: HeadLabels, shown: Panel, chosen: Head | None = None) -> bytes:
+    """A layer × head map of scores, with the labels of every head, the marked heads, and the one that is `chosen`."""
+    header = {
+        "layers": labels.card.shape.n_layers,
+        "heads": labels.card.shape.n_heads,
+        "title": shown.title,
+        "meaning": shown.meaning,
+        "marked": [[head.layer, head.index] for head in shown.marked],
+        "chosen": None if chosen is None else [chosen.layer, chosen.index],
+        "labels": [", ".join(names) for names in labels.labels.values()],
+        "shades": SHADES,
+    }
+    return _message(header, shown.score_LH)
+
+
+def token_canvas(
+    head: Head, tokens: Sequence[str], pattern_QK: Float[np.ndarray, "T T"], received_K: Float[np.ndarray, " T"], pinned: int | None = None
+) -> bytes:
+    """The attention of one head on the tokens of one text: from each row to each key, and what each token receives; the `pinned` row stays in view."""
+    header = {"tokens": list(tokens), "head": str(head), "pinned": pinned}
+    return _message(header, np.concatenate([pattern_QK.ravel(), received_K]))
+
+
+@cache
+def script(name: str) -> tuple[str, str]:
+    """The script and the style sheet of a map, `head_map` or `token_map`: an ES module, self-contained, for whoever puts it on a page."""
+    folder = files("workbench").joinpath("data")
+    code, style = (folder.joinpath(f"{name}.{ending}").read_text(encoding="utf-8") for ending in ("js", "css"))
+    return code, style
+
+
+def _message(header: Mapping[str, Any], values: np.ndarray) -> bytes:
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 4)
+    return len(text).to_bytes(4, "little") + text + np.ascontiguousarray(values, "<f4").tobytes()

@@ -1,0 +1,59 @@
+"""What is a head, and what is lost without it? Its scores with their rules, and next tokens with and without heads."""
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from workbench.heads import Head
+from workbench.labels import HeadLabels
+from workbench.rules import rule_text
+from workbench.views.page import evidence_text
+
+VARIANTS = {"whole": ("with all heads", "#999999"), "without": ("without", "#d55e00"), "control": ("without others of the same layers", "#0072b2")}
+"""The columns of `looking.Without`: what they are, and their colours."""
+
+
+def head_table(labels: HeadLabels, head: Head) -> pd.DataFrame:
+    """One row per probe: `probe`, `score`, `rank` of the head among all (1 the strongest), `label` where its rule gives one, `rule`, `source`, `evidence`."""
+    rows = []
+    for probe, score_LH in labels.scores.items():
+        own = float(score_LH[head.layer, head.index])
+        rules = [rule for rule in labels.rules.values() if rule.probe == probe]
+        given = [rule.label for rule in rules if rule.label in labels.labels[head]]
+        words = {
+            "rule": "; ".join(map(rule_text, rules)),
+            "source": "; ".join(rule.source for rule in rules),
+            "chance": "; ".join(rule.chance for rule in rules),
+        }
+        known = evidence_text(labels.evidence[probe]) if probe in labels.evidence else "not in the file"
+        rows.append({"probe": probe, "score": own, "rank": int((score_LH > own).sum()) + 1, "label": ", ".join(given), **words, "evidence": known})
+    return pd.DataFrame(rows).sort_values(["label", "rank"], key=lambda values: values == "" if values.name == "label" else values, ignore_index=True)
+
+
+def following_figure(following: pd.DataFrame, name: str) -> go.Figure:
+    """The next tokens behind the text as bars, their probability with all heads, without `name`, and without controls: `looking.Without.following`."""
+    figure = go.Figure()
+    places = list(range(len(following)))
+    for column, (words, colour) in VARIANTS.items():
+        told = f"{words} {name}" if column == "without" else words
+        figure.add_bar(y=places, x=following[column], name=told, orientation="h", marker={"color": colour}, hovertemplate="%{x:.4f}<extra>" + told + "</extra>")
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"}
+    figure.update_layout(template="plotly_white", height=110 + 34 * len(places), legend=legend, margin={"t": 60, "l": 10, "r": 10, "b": 10})
+    figure.update_yaxes(tickvals=places, ticktext=[repr(token) for token in following["token"]], autorange="reversed", automargin=True)
+    figure.update_xaxes(title="probability as the next token", rangemode="tozero")
+    return figure
+
+
+def lost_figure(lost: pd.DataFrame, name: str) -> go.Figure:
+    """Token by token, how much less likely the text's own tokens become without `name`, and without controls; nats, above 0 is worse."""
+    figure = go.Figure()
+    places = list(range(1, len(lost) + 1))
+    for column in ("without", "control"):
+        words, colour = VARIANTS[column]
+        told = f"{words} {name}" if column == "without" else words
+        figure.add_bar(x=places, y=lost["whole"] - lost[column], name=told, marker={"color": colour}, customdata=[repr(token) for token in lost["token"]],
+                       hovertemplate="token %{x} %{customdata}<br>%{y:+.3f} nats<extra></extra>")  # fmt: skip
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+    figure.update_layout(template="plotly_white", height=320, legend=legend, margin={"t": 60, "l": 10, "r": 10, "b": 10})
+    figure.update_xaxes(title="token of the text")
+    figure.update_yaxes(title="surprise added, nats")
+    return figure
