@@ -4,19 +4,20 @@ import streamlit as st
 from chosen import LABELS_MB, UPLOAD, file_name, labels, refused
 
 st.set_page_config(page_title="Attention-head workbench", layout="wide")
-page = st.navigation([st.Page("app_pages/heads.py", title="Heads", default=True), st.Page("app_pages/one_head.py", title="One head")])
+pages = [st.Page("app_pages/heads.py", title="Heads", default=True), st.Page("app_pages/one_head.py", title="One head")]
+page = st.navigation(pages, position="top")
 
-with st.sidebar:
-    st.file_uploader(
-        "Labels file", type="json", key=UPLOAD, max_upload_size=LABELS_MB, help="A file that `workbench label` wrote; it stays until the page is reloaded."
-    )
-    if reason := refused():
-        st.error(reason)
-    shown = labels()
-    shape = shown.card.shape
+shown = labels()
+shape = shown.card.shape
+with st.popover(f"{shown.card.name}: {file_name()}"):
     st.caption(
-        f"**{shown.card.name}**, {shape.n_layers} layers × {shape.n_heads} query heads ({shape.n_kv_heads} KV heads), "
-        f"fingerprint {shown.card.fingerprint or 'unknown'}; from {file_name()}"
+        f"{shape.n_layers} layers × {shape.n_heads} query heads ({shape.n_kv_heads} KV heads), "
+        f"fingerprint {shown.card.fingerprint or 'unknown'}; from {shown.card.origin}"
     )
+    st.file_uploader(
+        "Other labels", type="json", key=UPLOAD, max_upload_size=LABELS_MB, help="A file of `workbench label`. It stays until the page is reloaded."
+    )
+if reason := refused():
+    st.error(reason)
 
 page.run()

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy.stats import norm as normal
-from scipy.stats import t as student_t
 
 from workbench.errors import InputError, unknown
 from workbench.heads import Head, ModelCard
@@ -121,6 +119,9 @@ def bootstrap_interval(score_NLH: Float[np.ndarray, "N L H"], *, level: float = 
     The percentile interval of few samples is too narrow (at N = 4 a "95%" one covers 79%), so its distances from the mean are stretched by
     sqrt(N / (N − 1)) · t / z, Student's over the normal quantile. Samples that share a needle are treated as independent.
     """
+    from scipy.stats import norm as normal
+    from scipy.stats import t as student_t
+
     n = len(score_NLH)
     if n < 2:
         nothing = np.full(score_NLH.shape[1:], np.nan)

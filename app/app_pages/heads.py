@@ -106,7 +106,7 @@ if not found.scores:
     st.stop()
 
 usual = list(found.scores).index(views.panel(found).title)
-left, right = st.columns([5, 7], gap="large")
+left, right = st.columns([2, 3], gap="large")
 with left:
     probe = st.selectbox("Probe", list(found.scores), index=usual, key="probe", bind="query-params")
     caption = st.empty()
@@ -115,7 +115,7 @@ with left:
     if picked:
         st.switch_page(ONE_HEAD, query_params={"head": picked})
 with right:
-    view = st.segmented_control("View", VIEWS, default=VIEWS[0], required=True, key="view", bind="query-params", label_visibility="collapsed")
+    view = st.segmented_control("View", VIEWS, default=VIEWS[0], required=True, key="view", bind="query-params", label_visibility="collapsed", wrap=True)
     SHOWN[view](found, probe)
 
 from workbench.probes import PROBES  # noqa: E402 it takes seconds, and the map is already there

@@ -74,16 +74,23 @@ def ablated(found: HeadLabels, head: Head, text: str) -> None:
 
 found = labels()
 st.title("One head")
-head = head_of(st.selectbox("Head", [str(one) for one in found.labels], key="head", bind="query-params"), found)
+usual = views.panel(found).marked
+first = str(usual[0]) if usual else None
+every = [str(one) for one in found.labels]
+head = head_of(st.selectbox("Head", every, index=every.index(first) if first else 0, key="head", bind="query-params"), found)
 names = found.labels[head]
 st.markdown(" ".join(f":blue-badge[{name}]" for name in names) or ":gray-badge[no label]")
 st.caption(f"{head} reads KV head {found.card.shape.kv_head(head)} of layer {head.layer} of {found.card.name}.")
 scores(found, head)
 st.subheader("On a text")
 text = st.text_area("Text", TEXT, key="text", bind="query-params", max_chars=MOST_CHARACTERS)
-st.markdown("**Where it looks**")
-attention(found, head, text)
-st.markdown("**Without it**")
-ablated(found, head, text)
-st.markdown("**What it writes**")
-written(found, head, text)
+left, right = st.columns(2, gap="large")
+with left:
+    st.markdown("**Where it looks**")
+    attention(found, head, text)
+with right:
+    st.markdown("**Without it**")
+    ablated(found, head, text)
+with left:
+    st.markdown("**What it writes**")
+    written(found, head, text)

@@ -14,7 +14,7 @@ LABELLED, OTHERS = "#d55e00", "#0072b2"
 
 
 def distribution_figure(labels: HeadLabels, probe: str) -> go.Figure:
-    """How many heads have which score, the labelled ones on top of the others, and a line where a rule's fixed threshold is. Raises `InputError`."""
+    """How many heads have which score (logarithmic), the labelled ones in front, and a line where a rule's fixed threshold is. Raises `InputError`."""
     shown = panel(labels, probe)
     marked = set(shown.marked)
     groups = (
@@ -27,12 +27,14 @@ def distribution_figure(labels: HeadLabels, probe: str) -> go.Figure:
     for name, colour, mask in groups:
         if any(mask):
             scores = shown.score_LH.ravel()[np.array(mask)]
-            figure.add_histogram(x=scores, name=name, marker={"color": colour}, xbins=bins, hovertemplate="score %{x}<br>%{y} heads<extra></extra>")
+            figure.add_histogram(
+                x=scores, name=name, marker={"color": colour}, opacity=0.8, xbins=bins, hovertemplate="score %{x}<br>%{y} heads<extra></extra>"
+            )
     for rule in _fixed(labels, probe):
         figure.add_vline(x=rule.value, line={"dash": "dash", "width": 1.5}, annotation_text=rule_text(rule))
-    figure.update_layout(barmode="stack", template="plotly_white", height=380, legend=_ABOVE, margin=_TIGHT, bargap=0.02)
+    figure.update_layout(barmode="overlay", template="plotly_white", height=380, legend=_ABOVE, margin=_TIGHT, bargap=0.02)
     figure.update_xaxes(title=f"{probe} score")
-    figure.update_yaxes(title="heads")
+    figure.update_yaxes(title="heads, logarithmic", type="log", range=[-0.3, np.log10(shown.score_LH.size * 1.2)], dtick=1)
     return figure
 
 
@@ -94,5 +96,5 @@ def agreement_figure(table: pd.DataFrame) -> go.Figure:
     return figure
 
 
-_ABOVE = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+_ABOVE = {"orientation": "h", "traceorder": "normal", "y": 1.02, "yanchor": "bottom", "x": 0}
 _TIGHT = {"t": 60, "l": 10, "r": 10, "b": 10}
