@@ -86,8 +86,9 @@ def model(found: HeadLabels) -> "HFModel":
 
 
 def _sentence(error: InputError) -> str:
-    text = str(error)
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+    text = str(error).removesuffix(".") + "."
+    first, _, rest = text.partition(" ")
+    return f"{first.capitalize()} {rest}" if first.isalpha() and first.islower() else text
 
 
 def _default() -> Path:

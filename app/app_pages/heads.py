@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ONE_HEAD = "app_pages/one_head.py"
+ALONE = "The file has scores of one probe only."
 VIEWS = ("Distribution", "Two probes", "Agreement", "Table", "Export", "Evidence")
 
 
@@ -37,8 +38,8 @@ def two_probes(found: HeadLabels, probe: str) -> None:
     """Two scores of every head."""
     others = [name for name in found.scores if name != probe]
     if not others:
-        st.info("The file has scores of one probe only.")
-        st.stop()
+        st.info(ALONE)
+        return
     other = st.selectbox("Against", others, key="other", bind="query-params")
     st.plotly_chart(views.pair_figure(found, probe, other), alt=f"Scatter plot of {probe} against {other}")
 
@@ -46,8 +47,8 @@ def two_probes(found: HeadLabels, probe: str) -> None:
 def agreeing(found: HeadLabels, _probe: str) -> None:
     """How alike all probes rank the heads."""
     if len(found.scores) < 2:
-        st.info("The file has scores of one probe only.")
-        st.stop()
+        st.info(ALONE)
+        return
     st.plotly_chart(views.agreement_figure(_agreement(dict(found.scores))), alt="Matrix of rank correlations between probes")
     st.caption("Spearman's rank correlation of the scores of all heads; hovering tells how many of the ten strongest heads two probes share.")
 
@@ -68,8 +69,8 @@ def table(found: HeadLabels, probe: str) -> None:
 
 def export(found: HeadLabels, probe: str) -> None:
     """The labels as the file of any tool."""
-    form = FORMATS[st.selectbox("Format", list(FORMATS), format_func=lambda name: f"{name}: {FORMATS[name].title}", key="format", bind="query-params")]
-    st.caption(f"For {', '.join(form.tools)}. Rows are {'KV heads' if form.granularity == 'kv' else 'query heads'}. What gets lost: {form.loss}")
+    form = FORMATS[st.selectbox("Format", list(FORMATS), index=list(FORMATS).index("workbench"), key="format", bind="query-params")]
+    st.caption(f"{form.title}, for {', '.join(form.tools)}. Rows are {'KV heads' if form.granularity == 'kv' else 'query heads'}. What gets lost: {form.loss}")
     chosen = Export(probe=probe) if "probe" in form.uses else Export()
     if chosen.probe:
         st.caption(f"Scores are those of **{probe}**, the probe shown.")

@@ -1,0 +1,218 @@
+"""Does every page of the dashboard run, say in words what it cannot do, and compute nothing itself?"""
+
+import ast
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+testing = pytest.importorskip("streamlit.testing.v1", reason="streamlit is not installed: pip install -e '.[app]'")
+
+import chosen  # noqa: E402 it is there only where streamlit is
+import streamlit as st  # noqa: E402
+
+from workbench.formats import FORMATS  # noqa: E402
+from workbench.heads import Head, ModelCard, Shape  # noqa: E402
+from workbench.labels import HeadLabels  # noqa: E402
+from workbench.probes import PROBES  # noqa: E402
+from workbench.rules import RULES  # noqa: E402
+from workbench.tiny import random_model  # noqa: E402
+
+APP = Path(chosen.__file__).parent
+FILES = sorted(APP.rglob("*.py"))
+VIEWS = ("Distribution", "Two probes", "Agreement", "Table", "Export", "Evidence")
+ONE_HEAD = "app_pages/one_head.py"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_remembered(monkeypatch):
+    st.cache_resource.clear()
+    st.cache_data.clear()
+    for name in ("WORKBENCH_APP_LABELS", "WORKBENCH_APP_MODEL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """The dashboard of a random model, which is loaded in place of any other."""
+    model = random_model("llama")
+    scores = {name: np.random.default_rng(seed).random((2, 6)) for seed, name in enumerate(("retrieval", "induction"))}
+    kinds = {Head(1, 4): ("induction", "retrieval"), Head(0, 2): ("induction",)}
+    HeadLabels(model.card, kinds, scores, {name: RULES[name] for name in scores}).save(tmp_path / "heads.json")
+    monkeypatch.setenv("WORKBENCH_APP_LABELS", str(tmp_path / "heads.json"))
+    monkeypatch.setenv("WORKBENCH_APP_MODEL", "tiny")
+    monkeypatch.setattr("workbench.models.load", lambda name: {"tiny": model}[name])
+    return model
+
+
+def opened(page=None, **query):
+    app = testing.AppTest.from_file(str(APP / "main.py"), default_timeout=60)
+    for name, value in query.items():
+        app.query_params[name] = value
+    app.run()
+    if page:
+        app.switch_page(page)
+        for name, value in query.items():
+            app.query_params[name] = value
+        app.run()
+    assert not app.exception
+    return app
+
+
+def words(app):
+    return " ".join(element.value for element in (*app.title, *app.markdown, *app.caption, *app.error, *app.info, *app.warning))
+
+
+def test_it_opens_on_the_bundled_labels_without_loading_a_model(monkeypatch):
+    monkeypatch.setattr("workbench.models.load", lambda name: pytest.fail("a model was loaded"))
+    app = opened()
+    assert app.title[0].value == "Heads"
+    assert app.selectbox(key="probe").value == "retrieval"
+    assert set(app.selectbox(key="probe").options) == set(HeadLabels.load(chosen.BUNDLED).scores)
+    assert PROBES["retrieval"].question in words(app)
+    assert app.get("bidi_component")
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_view_is_an_address(view):
+    app = opened(probe="induction", view=view)
+    assert app.selectbox(key="probe").value == "induction"
+    assert app.segmented_control(key="view").value == view
+    assert not app.error
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_every_format_can_be_downloaded(name):
+    app = opened(view="Export", format=name)
+    assert app.selectbox(key="format").value == name
+    assert [button.label for button in app.download_button] == [f"Download {name}"]
+    assert FORMATS[name].loss in words(app)
+
+
+def test_what_is_not_in_the_file_is_not_invented():
+    app = opened(probe="no_such_probe", view="Nowhere")
+    assert app.selectbox(key="probe").value == "retrieval"
+    assert "not the nulls and intervals" in words(app)
+
+
+def test_a_probe_of_another_file_is_shown_without_a_question(tmp_path, monkeypatch):
+    HeadLabels(ModelCard("mine", "memory", "", Shape(2, 3, 1, 8, 24)), {}, {"mine": np.eye(2, 3)}).save(tmp_path / "mine.json")
+    monkeypatch.setenv("WORKBENCH_APP_LABELS", str(tmp_path / "mine.json"))
+    for view in VIEWS:
+        app = opened(view=view)
+        assert "mine is no probe of this workbench" in words(app)
+        assert not app.error
+    assert "one probe only" in words(opened(view="Two probes"))
+    assert "one probe only" in words(opened(view="Agreement"))
+
+
+def test_labels_without_scores_say_so(tmp_path, monkeypatch):
+    HeadLabels(ModelCard("bare", "memory", "", Shape(2, 3, 1, 8, 24)), {Head(0, 0): ("given",)}, {}).save(tmp_path / "bare.json")
+    monkeypatch.setenv("WORKBENCH_APP_LABELS", str(tmp_path / "bare.json"))
+    assert "hold no scores" in words(opened())
+
+
+@pytest.mark.parametrize("content", [None, "{}", "no JSON", '{"schema": NaN}'])
+def test_a_labels_file_that_cannot_be_used_is_a_sentence(tmp_path, monkeypatch, content):
+    path = tmp_path / "heads.json"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    monkeypatch.setenv("WORKBENCH_APP_LABELS", str(path))
+    (error,) = opened().error
+    assert error.value.startswith(("Cannot read", str(path)))
+    assert error.value.endswith(".")
+
+
+def test_an_upload_replaces_the_labels_and_a_bad_one_does_not(tmp_path):
+    path = HeadLabels(ModelCard("mine", "memory", "", Shape(2, 3, 1, 8, 24)), {}, {"mine": np.eye(2, 3)}).save(tmp_path / "mine.json")
+    app = opened()
+    app.file_uploader(key=chosen.UPLOAD).upload(path.name, path.read_bytes()).run()
+    assert not app.exception
+    assert app.selectbox(key="probe").options == ["mine"]
+    app.file_uploader(key=chosen.UPLOAD).upload("bad.json", b"[1, 2]").run()
+    assert app.selectbox(key="probe").value == "retrieval"
+    assert "bad.json: not head labels" in words(app)
+
+
+def test_one_head_begins_with_a_labelled_one(tiny):
+    app = opened(ONE_HEAD)
+    assert app.title[0].value == "One head"
+    assert app.selectbox(key="head").value == "L1H4"
+    assert "induction" in words(app)
+    assert not app.error
+
+
+def test_a_head_a_text_and_a_row_are_an_address(tiny):
+    app = opened(ONE_HEAD, head="L1H4", text="abcabc", row="3")
+    assert app.selectbox(key="head").value == "L1H4"
+    assert app.text_area(key="text").value == "abcabc"
+    assert "reads KV head 1 of layer 1" in words(app)
+    table = app.dataframe[0].value
+    assert set(table["label"]) == {"induction", "retrieval"}
+    assert list(app.dataframe[1].value["token"]) == ["<s>", "a", "b", "c"]
+    assert not app.get("plotly_chart")
+
+
+def test_ablating_shows_the_next_tokens(tiny):
+    app = opened(ONE_HEAD, head="L1H4", text="abcabc", ablate="true")
+    assert len(app.get("plotly_chart")) == 2
+    app = opened(ONE_HEAD, head="L1H4", text="abcabc", ablate="true", off="all 2 heads labelled induction")
+    assert app.selectbox(key="off").value == "all 2 heads labelled induction"
+    assert len(app.get("plotly_chart")) == 2
+
+
+@pytest.mark.parametrize("row", ["-1", "99", "x", "²"])
+def test_a_row_that_is_not_there_is_left_out(tiny, row):
+    assert not opened(ONE_HEAD, head="L1H4", text="abc", row=row).error
+
+
+def test_a_head_that_is_not_there_is_left_out(tiny):
+    assert opened(ONE_HEAD, head="L99H0").selectbox(key="head").value == "L1H4"
+
+
+def test_a_text_that_is_too_long_is_a_sentence(tiny):
+    (error,) = opened(ONE_HEAD, text="a" * 600).error
+    assert error.value.startswith("The text has 601 tokens; token by token at most 512 are shown.")
+
+
+@pytest.mark.parametrize("name", ["../../etc", "/etc/passwd", "openai/private"])
+def test_a_labels_file_cannot_make_it_load_anything(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("workbench.models.load", lambda name: pytest.fail("something was loaded"))
+    HeadLabels(ModelCard(name, "memory", "", Shape(2, 3, 1, 8, 24)), {}, {"local": np.eye(2, 3)}).save(tmp_path / "heads.json")
+    monkeypatch.setenv("WORKBENCH_APP_LABELS", str(tmp_path / "heads.json"))
+    (error,) = opened(ONE_HEAD).error
+    assert "none of the models that the dashboard loads by itself" in error.value
+
+
+def test_labels_of_another_model_are_refused(tiny, tmp_path, monkeypatch):
+    HeadLabels(ModelCard("tiny", "memory", "beef", Shape(2, 3, 1, 8, 24)), {}, {"local": np.eye(2, 3)}).save(tmp_path / "other.json")
+    monkeypatch.setenv("WORKBENCH_APP_LABELS", str(tmp_path / "other.json"))
+    (error,) = opened(ONE_HEAD).error
+    assert "these labels were made for tiny" in error.value.lower()
+
+
+def test_it_stays_on_this_machine_and_tells_nobody():
+    settings = (APP / ".streamlit" / "config.toml").read_text(encoding="utf-8")
+    assert 'address = "127.0.0.1"' in settings
+    assert "gatherUsageStats = false" in settings
+    assert f"maxUploadSize = {chosen.LABELS_MB}" in settings
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(APP)) for path in FILES])
+def test_nothing_is_computed_here(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing = {id(node) for block in ast.walk(tree) if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test) for node in ast.walk(block)}
+    imports = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom)) and id(node) not in typing]
+    modules = {name.name for node in imports if isinstance(node, ast.Import) for name in node.names} | {
+        node.module for node in imports if isinstance(node, ast.ImportFrom)
+    }
+    assert not {module.partition(".")[0] for module in modules} & {"numpy", "torch", "pandas", "plotly", "scipy", "transformers"}
+    assert ast.get_docstring(tree)
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 250
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    assert not [node.name for node in functions if not ast.get_docstring(node)]
+
+
+def test_the_settings_of_the_bundled_labels_are_those_of_the_default_model():
+    assert json.loads(chosen.BUNDLED.read_text(encoding="utf-8"))["model"]["name"] == "smollm2-135m"
