@@ -69,14 +69,16 @@ def test_codes_are_the_most_active_latent_and_depend_on_the_seed_alone(planted):
     assert codes.loss == again.loss > 0
 
 
-@pytest.mark.parametrize("sparse", [-1.0, 1.0], ids=["all latents", "active ones"])
-def test_training_is_that_of_a_plain_loop(sparse, monkeypatch):
-    monkeypatch.setattr("workbench.circuits.codes.SPARSE", sparse)
+@pytest.mark.parametrize("lower", [0.0, 1.5], ids=["many latents", "few latents"])
+def test_training_is_that_of_a_plain_loop(lower):
     x_ND = torch.randn(30, 6, generator=torch.Generator().manual_seed(2))
     trained = _Autoencoder(6, replace(FEW, epochs=25))
     e, d, c, b = (one.clone() for one in (trained.encoder_FD, trained.decoder_DF, trained.bias_F, trained.bias_D))
     assert b.abs().max() == 0
     assert c.abs().max() <= 6**-0.5
+    trained.bias_F -= lower
+    c = c - lower
+    assert bool((trained.latents(x_ND) > 0).any(1).all()) == (lower == 0)
     loss = trained.train(x_ND)
     moments = [(torch.zeros_like(one), torch.zeros_like(one)) for one in (e, d, c, b)]
     for step in range(1, 26):

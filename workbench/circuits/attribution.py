@@ -6,7 +6,8 @@ sender's way from its base to its other output (`activations`).
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,10 @@ METHODS = {
 
 STEPS = 5
 """Points of the integrated variants (MIB's number; the library of Hanna et al. takes 30)."""
+
+
+TOKENS = {"cpu": 2**9, "cuda": 2**11}
+"""How many tokens the steps of an integral take at once, where they are of one size; what a pass keeps for its gradient takes much memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,33 +81,36 @@ def gradients(
     """One pass from block `begin` on and back. Raises `InputError` if a gradient is not finite."""
     with torch.enable_grad():
         x = x_BTD.detach().clone().requires_grad_()
-        inputs, parts = [], {name: [] for name in ("q", "k", "v", "z", "mlp_reads")}
+        inputs, parts = [], {name: [] for name in (("q", "k", "v", "z", "mlp_reads") if edges else ("z",))}
         for layer in range(begin, anatomy.shape.n_layers):
 
             def mix(q: Tensor, k: Tensor, v: Tensor, layer: int = layer) -> Tensor:
                 z = anatomy.mix(layer, q, k, v)
                 z = z if replace is None else replace(layer, "z", z)
                 for name, value in zip("qkvz", (q, k, v, z), strict=True):
-                    parts[name].append(value)
+                    if name in parts:
+                        parts[name].append(value)
                 return z
 
             inputs.append(x.detach())
             mid = x + anatomy.attend(layer, x, mix)
-            read = (x if anatomy.parallel else mid) + torch.zeros_like(x, requires_grad=True)
+            read = x if anatomy.parallel else mid
+            if edges:  # a tensor of its own, so that its gradient is that of this one reader
+                read = read + torch.zeros_like(x, requires_grad=True)
+                parts["mlp_reads"].append(read)
             written = anatomy.mlp(layer, read)
             written = written if replace is None else replace(layer, "mlp", written)
-            parts["mlp_reads"].append(read)
             x = mid + written
         total = measure(anatomy.logits(x[:, -1])).sum()
         wanted = [*(value for values in parts.values() for value in values), x]
         found = torch.autograd.grad(total, wanted, allow_unused=True)
     grads = [torch.zeros_like(value) if grad is None else grad for value, grad in zip(wanted, found, strict=True)]
-    if not all(bool(grad.isfinite().all()) for grad in grads):
+    if not torch.stack([grad.isfinite().all() for grad in grads]).all():
         raise InputError("a gradient of the metric is not finite; try dtype float32, or another metric")
     count = anatomy.shape.n_layers - begin
     by_name = {name: grads[place * count : (place + 1) * count] for place, name in enumerate(parts)}
     reads = [_reads(anatomy, begin + place, inputs[place], *(by_name[name][place] for name in "qkv")) for place in range(count)] if edges else []
-    return Gradients(begin, by_name["z"], reads, by_name["mlp_reads"], grads[-1])
+    return Gradients(begin, by_name["z"], reads, by_name.get("mlp_reads", []), grads[-1])
 
 
 def _reads(anatomy: Anatomy, layer: int, x_BTD: Tensor, q_BHTE: Tensor, k_BGTE: Tensor, v_BGTE: Tensor) -> Float[Tensor, "R B T D"]:
@@ -187,8 +195,13 @@ def _node_points(scene: Scene, method: str, steps: int) -> Iterator[tuple[range,
     if method == "eap":
         yield every, gradients(anatomy, scene.measure, base.x[0], edges=False), 1.0
     elif method == "eap-ig-inputs":
-        for step in range(steps):
-            yield every, gradients(anatomy, scene.measure, torch.lerp(other.x[0], base.x[0], step / steps), edges=False), 1 / steps
+        size = max(1, TOKENS[anatomy.model.device.type] // base.x[0][..., 0].numel())
+        for begin in range(0, steps, size):
+            points = torch.cat([torch.lerp(other.x[0], base.x[0], step / steps) for step in range(begin, min(begin + size, steps))])
+            count = len(points) // len(base.x[0])
+            grads = gradients(anatomy, partial(scene.measure, variants=count), points, edges=False)
+            z, (logits,) = ([grad.float().unflatten(0, (count, -1)).sum(0) for grad in part] for part in (grads.z, [grads.logits]))
+            yield every, replace(grads, z=z, logits=logits), 1 / steps
     else:
         for layer in every:
             for step in range(1, steps + 1):

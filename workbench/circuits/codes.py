@@ -18,9 +18,6 @@ SOFTMAX = {
     "across_layers": "over the layers, for heads of one index at a time, as the released code's alternative: changes the order",
 }
 
-SPARSE = 0.02
-"""Up to this share of active latents, they are computed one by one, which changes nothing but time and rounding."""
-
 
 @dataclass(frozen=True)
 class CodeSettings:
@@ -113,42 +110,52 @@ class _Autoencoder:
 
     def _normalise(self) -> None:
         for weight in (self.encoder_FD, self.decoder_DF):
-            with torch.no_grad():
-                weight.div_(weight.norm(dim=-1, keepdim=True).clamp(min=1e-12))
+            weight.div_(weight.norm(dim=-1, keepdim=True).clamp(min=1e-12))
 
     def latents(self, x_ND: Tensor) -> Tensor:
         """How active each latent is, 0 or more [N, F]."""
-        return torch.relu((x_ND - self.bias_D) @ self.encoder_FD.T + self.bias_F)
+        return torch.addmm(self.bias_F - self.encoder_FD @ self.bias_D, x_ND, self.encoder_FD.T).relu_()
 
+    @torch.no_grad()
     def train(self, x_ND: Tensor) -> float:
         """Adam over all vectors at once; mean squared error over every number, plus `l1` times the mean L1 norm of the latents. Gives the last loss."""
         weights = (self.encoder_FD, self.decoder_DF)
-        parameters = [parameter.requires_grad_() for parameter in (*weights, self.bias_F, self.bias_D)]
-        optimiser, loss = torch.optim.Adam(parameters, lr=self.settings.rate), torch.tensor(float("nan"))
-        for _ in range(self.settings.epochs):
+        optimiser, loss = torch.optim.Adam([*weights, self.bias_F, self.bias_D], lr=self.settings.rate), float("nan")
+        total_D = x_ND.sum(0)
+        for epoch in range(self.settings.epochs):
             self._normalise()
-            optimiser.zero_grad()
-            again_ND, activity = self._again(x_ND)
-            loss = torch.nn.functional.mse_loss(again_ND, x_ND) + self.settings.l1 * activity / len(x_ND)
-            loss.backward()
+            active_NF = self.latents(x_ND)
+            if epoch == self.settings.epochs - 1:
+                loss = self._loss(x_ND, active_NF)
+            self._slopes(x_ND, total_D, active_NF)
             for weight in weights:  # only turns: what would make a row longer or shorter is taken out
                 assert weight.grad is not None
-                weight.grad.sub_((weight.grad * weight.detach()).sum(-1, keepdim=True) * weight.detach())
+                weight.grad.sub_((weight.grad * weight).sum(-1, keepdim=True) * weight)
             optimiser.step()
         self._normalise()
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        return float(loss.detach())
+        return loss
 
-    def _again(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """The vectors as decoded from their latents [N, D], and the sum of all latents. Where few are active, only these are computed with gradients."""
-        with torch.no_grad():
-            row_A, latent_A = torch.nonzero(self.latents(x_ND), as_tuple=True)
-        if len(row_A) > SPARSE * len(x_ND) * self.settings.latents:
-            active_NF = self.latents(x_ND)
-            return torch.addmm(self.bias_D, active_NF, self.decoder_DF.T), active_NF.sum()
-        active_A = ((x_ND[row_A] - self.bias_D) * self.encoder_FD[latent_A]).sum(-1) + self.bias_F[latent_A]
-        return self.bias_D.expand_as(x_ND).index_add(0, row_A, active_A[:, None] * self.decoder_DF.T[latent_A]), active_A.sum()
+    def _loss(self, x_ND: Tensor, active_NF: Tensor) -> float:
+        again_ND = torch.addmm(self.bias_D, active_NF, self.decoder_DF.T)
+        return float(torch.nn.functional.mse_loss(again_ND, x_ND) + self.settings.l1 * active_NF.sum() / len(x_ND))
+
+    def _slopes(self, x_ND: Tensor, total_D: Tensor, active_NF: Tensor) -> None:
+        """The gradient of the loss by every parameter, into its `grad`; `total_D` is the sum of all vectors.
+
+        Few latents are active once the training has begun: only vectors and latents with any are touched, which changes nothing but time and rounding.
+        """
+        rows_N, used_F = active_NF.any(1).nonzero()[:, 0], active_NF.any(0).nonzero()[:, 0]
+        x_RD, active_RF, decoder_DF = x_ND[rows_N], active_NF[rows_N][:, used_F], self.decoder_DF[:, used_F]
+        scale = 2 / x_ND.numel()
+        error_RD = torch.addmm(self.bias_D, active_RF, decoder_DF.T).sub_(x_RD).mul_(scale)
+        idle_D = ((len(x_ND) - len(x_RD)) * self.bias_D - (total_D - x_RD.sum(0))) * scale
+        slope_RF = (error_RD @ decoder_DF).add_(self.settings.l1 / len(x_ND)).masked_fill_(active_RF == 0, 0)
+        slope_F = slope_RF.sum(0)
+        by_encoder_FD = slope_RF.T @ x_RD - slope_F[:, None] * self.bias_D
+        self.bias_F.grad = torch.zeros_like(self.bias_F).index_copy_(0, used_F, slope_F)
+        self.bias_D.grad = error_RD.sum(0) + idle_D - slope_F @ self.encoder_FD[used_F]
+        self.encoder_FD.grad = torch.zeros_like(self.encoder_FD).index_copy_(0, used_F, by_encoder_FD)
+        self.decoder_DF.grad = torch.zeros_like(self.decoder_DF).index_copy_(1, used_F, error_RD.T @ active_RF)
 
 
 def seen(codes: Codes) -> tuple[Bool[np.ndarray, "L H F"], Bool[np.ndarray, "L H F"]]:

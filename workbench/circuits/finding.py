@@ -18,7 +18,7 @@ from workbench.circuits.patching import Progress, replace_sets, scenes
 from workbench.circuits.tasks import TaskSet
 from workbench.circuits.verify import COLUMNS as EDGE_COLUMNS
 from workbench.circuits.verify import verify
-from workbench.circuits.writes import head_writes
+from workbench.circuits.writes import mean_writes
 from workbench.errors import InputError, unknown
 from workbench.heads import Head
 from workbench.models import HFModel
@@ -162,7 +162,7 @@ def residual_means(model: HFModel, data: TaskSet) -> tuple[np.ndarray, np.ndarra
     clean, corrupted = [], []
     for scene in scenes(model, data):
         for trace, kept in ((scene.base, clean), (scene.other, corrupted)):
-            layers = [head_writes(scene.anatomy, layer, z).mean(2) for layer, z in enumerate(trace.z)]
+            layers = [mean_writes(scene.anatomy, layer, z) for layer, z in enumerate(trace.z)]
             kept.append(torch.stack(layers, dim=1).float().cpu().numpy())
     parts = np.concatenate([*clean, *corrupted])
     return parts, np.arange(len(parts)) < len(parts) // 2

@@ -5,7 +5,7 @@ follows. Wang et al. 2022 (2211.00593), Heimersheim & Nanda 2024 (2404.15255).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ DIRECTIONS = {
 TRACED = 2**12
 """Tokens of prompts whose passes are kept at once."""
 
+MEASURED = 2**27
+"""Logits that are measured at once."""
+
 Progress = Callable[[int, int], None]
 
 
@@ -46,8 +49,14 @@ class Scene:
 
     def measure(self, logits_SV: Float[Tensor, "SB V"], variants: int = 1) -> Float[Tensor, " SB"]:
         """The metric of each row, for so many variants of the prompts, outermost. KL is against the base pass."""
-        rows = logits_SV.unflatten(0, (variants, -1))
-        return torch.cat([self.pairs.measure(logits_BV, self.metric, self.base.logits_BV) for logits_BV in rows])
+        batch, found, against = len(self.pairs), [], (self.metric or self.pairs.metric) == "kl"
+        size = max(1, MEASURED // (batch * logits_SV.shape[-1]))
+        for begin in range(0, variants, size):
+            count = min(size, variants - begin)
+            pairs = self.pairs if count == 1 else self.pairs.rows(list(range(batch)) * count)
+            reference_SV = self.base.logits_BV.repeat(count, 1) if against else None
+            found.append(pairs.measure(logits_SV[begin * batch : (begin + count) * batch], self.metric, reference_SV))
+        return torch.cat(found)
 
     def numbers(self, trace: Trace) -> Float[np.ndarray, " B"]:
         """The metric of a pass."""
@@ -70,8 +79,15 @@ def scenes(
         with torch.no_grad(), taken_apart(model, base_BT.shape[1]) as anatomy:
             mean = None if mean_of is None else means(anatomy, (anatomy.trace(_ids(model, other_BT[piece])) for piece in pieces), mean_of)
             for piece in pieces:
-                base, other = (anatomy.trace(_ids(model, ids_BT[piece])) for ids_BT in (base_BT, other_BT))
+                both = anatomy.trace(_ids(model, np.concatenate([base_BT[piece], other_BT[piece]])))
+                base, other = (_rows(both, rows) for rows in (slice(0, len(piece)), slice(len(piece), None)))
                 yield Scene(anatomy, pairs.rows(piece), base, other, metric, mean)
+
+
+def _rows(trace: Trace, rows: slice) -> Trace:
+    """The passes over some of the prompts."""
+    parts = {part.name: [layer[rows] for layer in getattr(trace, part.name)] for part in fields(Trace) if part.name != "logits_BV"}
+    return Trace(**parts, logits_BV=trace.logits_BV[rows])
 
 
 def _ids(model: HFModel, ids_BT: np.ndarray) -> Tensor:

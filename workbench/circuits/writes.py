@@ -35,6 +35,13 @@ def head_writes(anatomy: Anatomy, layer: int, z_BHTE: Float[Tensor, "B H T E"]) 
     return (written_BHTD.float() @ linear_DD * scale(linear_DD, norm, whole_BTD)[:, None]).to(written_BHTD.dtype)
 
 
+def mean_writes(anatomy: Anatomy, layer: int, z_BHTE: Float[Tensor, "B H T E"]) -> Float[Tensor, "B H D"]:
+    """What each head of a layer adds to the residual stream, averaged over positions; in float32 at least where nothing but a projection lies behind it."""
+    if anatomy.model.weights.attention_post_norm_module(layer) is not None:
+        return head_writes(anatomy, layer, z_BHTE).mean(2)
+    return head_writes(anatomy, layer, z_BHTE.float().mean(2, keepdim=True))[:, :, 0]
+
+
 def to_logits(
     anatomy: Anatomy, x_BD: Float[Tensor, "B D"], direction_BD: Float[Tensor, "B D"], part_BND: Float[Tensor, "B parts D"]
 ) -> Float[Tensor, "B parts"]:
