@@ -1,7 +1,5 @@
 """What does a circuit look like? Its heads by layer with the edges measured between them, and beside it the effect of every head of the model."""
 
-from collections import defaultdict
-
 import networkx as nx
 import numpy as np
 import plotly.graph_objects as go
@@ -17,6 +15,9 @@ COLOURS = "blue: patching it lowers the metric, which needs it; orange: it raise
 
 EDGES_SHOWN = 60
 
+ROW = 40
+"""Pixels for each layer of the graph."""
+
 
 def circuit_figure(circuit: Circuit) -> go.Figure:
     """A circuit as a layered graph, the input below and the logits above, and the layer × head map of effects; hovering tells numbers."""
@@ -28,11 +29,16 @@ def circuit_figure(circuit: Circuit) -> go.Figure:
     row = circuit.faithfulness.iloc[0] if len(circuit.faithfulness) else None
     said = "" if row is None else f"; faithfulness {row['faithfulness']:.2f} ({row['low']:.2f} to {row['high']:.2f}, {row['ablation']}), on held-out prompts"
     figure.update_layout(
-        title=f"{circuit.card.name}, {circuit.task}: {len(circuit.heads)} heads<br><sub>by {circuit.provenance.get('method', '')}{said}<br>{COLOURS}</sub>",
+        title={
+            "yref": "container",
+            "y": 0.97,
+            "yanchor": "top",
+            "text": f"{circuit.card.name}, {circuit.task}: {len(circuit.heads)} heads<br><sub>by {circuit.provenance.get('method', '')}{said}<br>{COLOURS}</sub>",
+        },
         template="plotly_white",
-        height=760,
+        height=max(700, 260 + ROW * len({head.layer for head in circuit.heads})),
         showlegend=False,
-        margin={"t": 130},
+        margin={"t": 150},
         meta={"model": circuit.card.name, "facts": {name: str(value) for name, value in circuit.provenance.items()}},
     )
     return figure
@@ -58,29 +64,24 @@ def _draw_graph(figure: go.Figure, graph: nx.DiGraph, layers: int) -> None:
         text=list(graph),
         textposition="middle center",
         textfont={"size": 10, "color": "white"},
-        marker={"symbol": "square", "size": 34, "color": [HARMS if value > 0 else HELPS if value <= 0 else "#555555" for value in effect]},
+        marker={"symbol": "square", "size": 32, "color": [HARMS if value > 0 else HELPS if value <= 0 else "#555555" for value in effect]},
         hovertext=[node if np.isnan(value) else f"{node}: {value:+.3f}" for node, value in zip(graph, effect, strict=True)],
         hoverinfo="text",
         row=1,
         col=1,
     )
-    ticks = sorted({int(graph.nodes[node]["layer"]) for node in graph} - {-1, layers})
-    figure.update_xaxes(visible=False, row=1, col=1)
-    figure.update_yaxes(title="layer", tickvals=ticks, range=[-2.5, layers + 1.5], row=1, col=1)
+    rows = {place[node][1]: int(graph.nodes[node]["layer"]) for node in graph}
+    names = ["" if layer in (-1, layers) else str(layer) for layer in rows.values()]
+    figure.update_xaxes(title="head", zeroline=False, dtick=1, row=1, col=1)
+    figure.update_yaxes(title="layer", zeroline=False, tickvals=list(rows), ticktext=names, row=1, col=1)
 
 
 def _places(graph: nx.DiGraph) -> dict[str, tuple[float, float]]:
-    """Where each node stands: its layer, and side by side within it."""
-    rows: dict[int, list[str]] = defaultdict(list)
-    for node in sorted(graph, key=lambda name: Head.parse(name) if "H" in name else Head(0, 0)):
-        rows[int(graph.nodes[node]["layer"])].append(node)
-    widest = max(map(len, rows.values()), default=1)
-    found = {}
-    for number, (layer, nodes) in enumerate(sorted(rows.items())):
-        shift = 0.25 if number % 2 else -0.25  # so that edges between single heads do not lie on each other
-        for index, node in enumerate(nodes):
-            found[node] = ((index + 1) * (widest + 1) / (len(nodes) + 1) + (shift if len(nodes) > 1 or widest == 1 else 2 * shift), float(layer))
-    return found
+    """Where each node stands: at its number within the layer, and its layer's place among those there are; input and logits in the middle."""
+    layers = sorted({int(graph.nodes[node]["layer"]) for node in graph})
+    index = {node: float(Head.parse(node).index) for node in graph if "H" in node}
+    middle = (min(index.values(), default=0.0) + max(index.values(), default=0.0)) / 2
+    return {node: (index.get(node, middle), float(layers.index(int(graph.nodes[node]["layer"])))) for node in graph}
 
 
 def _draw_map(figure: go.Figure, circuit: Circuit) -> None:
