@@ -28,12 +28,13 @@ def circuit_figure(circuit: Circuit) -> go.Figure:
     _draw_map(figure, circuit)
     row = circuit.faithfulness.iloc[0] if len(circuit.faithfulness) else None
     said = "" if row is None else f"; faithfulness {row['faithfulness']:.2f} ({row['low']:.2f} to {row['high']:.2f}, {row['ablation']}), on held-out prompts"
+    name = f"{circuit.card.name}, {circuit.task}: {len(circuit.heads)} heads"
     figure.update_layout(
         title={
             "yref": "container",
             "y": 0.97,
             "yanchor": "top",
-            "text": f"{circuit.card.name}, {circuit.task}: {len(circuit.heads)} heads<br><sub>by {circuit.provenance.get('method', '')}{said}<br>{COLOURS}</sub>",
+            "text": f"{name}<br><sub>by {circuit.provenance.get('method', '')}{said}<br>{COLOURS}</sub>",
         },
         template="plotly_white",
         height=max(700, 260 + ROW * len({head.layer for head in circuit.heads})),
