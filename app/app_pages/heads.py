@@ -110,7 +110,6 @@ usual = list(found.scores).index(views.panel(found).title)
 left, right = st.columns([2, 3], gap="large")
 with left:
     probe = st.selectbox("Probe", list(found.scores), index=usual, key="probe", bind="query-params")
-    caption = st.empty()
     shown = views.panel(found, probe)
     picked = head_map(views.head_canvas(found, shown), key="map")
     if picked:
@@ -121,4 +120,4 @@ with right:
 
 from workbench.probes import PROBES  # noqa: E402 it takes seconds, and the map is already there
 
-caption.caption(PROBES[probe].question if probe in PROBES else f"{probe} is no probe of this workbench; its scores come with the file.")
+left.caption(PROBES[probe].question if probe in PROBES else f"{probe} is no probe of this workbench; its scores come with the file.")

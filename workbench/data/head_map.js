@@ -102,7 +102,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     const room = root.clientWidth - 34;
     if (room <= 0) return;
     const height = Math.max(7, Math.min(17, 900 / header.layers));
-    size = { width: Math.max(4, Math.min(44, Math.floor(room / header.heads))), height };
+    size = { width: Math.max(4, Math.min(60, Math.floor(room / header.heads))), height };
     const dpr = window.devicePixelRatio || 1;
     const [width, tall] = [size.width * header.heads, height * header.layers];
     Object.assign(canvas, { width: width * dpr, height: tall * dpr });
@@ -160,8 +160,9 @@ export default function ({ data, parentElement, setTriggerValue }) {
   made("span", "bar", legend).style.background = `linear-gradient(to right, ${header.shades.join(",")})`;
   made("span", "", legend).append(`${high.toFixed(2)} ${header.title}`);
   if (header.meaning) {
-    made("span", "ring", legend);
-    made("span", "", legend).append(`${header.marked.length} labelled ${header.meaning}`);
+    const mark = made("span", "", legend);
+    made("span", "ring", mark);
+    mark.append(`${header.marked.length} labelled ${header.meaning}`);
   }
   sized();
   const watcher = new ResizeObserver(sized);
