@@ -10,13 +10,16 @@ import streamlit as st
 
 from workbench.errors import InputError
 from workbench.heads import Head
-from workbench.labels import HeadLabels
+from workbench.labels import HeadLabels, label
+from workbench.scores import HeadScores
 
 if TYPE_CHECKING:
     from workbench.models import HFModel
 
 UPLOAD = "labels_file"
 LABELS_MB = 20
+TABLE = ".parquet"
+"""The ending of a table of scores, which is labelled by the rules when it is read."""
 BUNDLED = Path(__file__).resolve().parent.parent / "reports" / "smollm2-135m" / "heads.json"
 
 
@@ -28,6 +31,19 @@ def told() -> Generator[None]:
     except InputError as error:
         st.error(_sentence(error))
         st.stop()
+
+
+def scores() -> HeadScores | None:
+    """The scores behind the labels, with nulls and intervals: those that were uploaded or lie beside the labels as `scores.parquet`, if they are the same."""
+    upload = st.session_state.get(UPLOAD)
+    if upload is not None and not refused():
+        return _scored(upload.getvalue(), upload.name) if upload.name.endswith(TABLE) else None
+    path = _default() if _default().suffix == TABLE else _default().with_name("scores.parquet")
+    try:
+        found = _scored(path.read_bytes(), path.name)
+        return found if labels().backed_by(found) else None
+    except (OSError, InputError):
+        return None
 
 
 def refused() -> str:
@@ -47,7 +63,10 @@ def labels() -> HeadLabels:
     if upload is not None and not refused():
         return _parsed(upload.getvalue(), upload.name)
     with told():
-        return _loaded(_default(), _default().stat().st_mtime_ns if _default().is_file() else 0)
+        try:
+            return _parsed(_default().read_bytes(), str(_default()))
+        except OSError as error:
+            raise InputError(f"cannot read {_default()}: {error.strerror}") from error
     raise AssertionError
 
 
@@ -97,12 +116,12 @@ def _default() -> Path:
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _parsed(content: bytes, name: str) -> HeadLabels:
-    return HeadLabels.parse(content, name)
+    return label(_scored(content, name)) if name.endswith(TABLE) else HeadLabels.parse(content, name)
 
 
-@st.cache_resource(max_entries=2, show_spinner=False)
-def _loaded(path: Path, _changed: int) -> HeadLabels:
-    return HeadLabels.load(path)
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _scored(content: bytes, name: str) -> HeadScores:
+    return HeadScores.parse(content, name)
 
 
 @st.cache_resource(max_entries=1, show_spinner=False)

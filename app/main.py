@@ -4,6 +4,8 @@ import streamlit as st
 from chosen import LABELS_MB, UPLOAD, file_name, labels, refused
 
 st.set_page_config(page_title="Attention-head workbench", layout="wide")
+HELP = "A file of `workbench label`, or of `workbench score --out scores.parquet`, which has nulls and intervals too. It stays until the page is reloaded."
+
 pages = [st.Page("app_pages/heads.py", title="Heads", default=True), st.Page("app_pages/one_head.py", title="One head")]
 page = st.navigation(pages, position="top")
 
@@ -14,9 +16,7 @@ with st.popover(f"{shown.card.name}: {file_name()}"):
         f"{shape.n_layers} layers × {shape.n_heads} query heads ({shape.n_kv_heads} KV heads), "
         f"fingerprint {shown.card.fingerprint or 'unknown'}; from {shown.card.origin}"
     )
-    st.file_uploader(
-        "Other labels", type="json", key=UPLOAD, max_upload_size=LABELS_MB, help="A file of `workbench label`. It stays until the page is reloaded."
-    )
+    st.file_uploader("Other labels", type=["json", "parquet"], key=UPLOAD, max_upload_size=LABELS_MB, help=HELP)
 if reason := refused():
     st.error(reason)
 

@@ -17,6 +17,7 @@ from workbench.heads import Head, ModelCard, Shape  # noqa: E402
 from workbench.labels import HeadLabels  # noqa: E402
 from workbench.probes import PROBES  # noqa: E402
 from workbench.rules import RULES  # noqa: E402
+from workbench.scores import HeadScores  # noqa: E402
 from workbench.tiny import random_model  # noqa: E402
 
 APP = Path(chosen.__file__).parent
@@ -90,10 +91,36 @@ def test_every_format_can_be_downloaded(name):
     assert FORMATS[name].loss in words(app)
 
 
-def test_what_is_not_in_the_file_is_not_invented():
+def test_what_is_not_in_the_file_is_not_invented(tmp_path, monkeypatch):
+    path = tmp_path / "heads.json"
+    path.write_bytes(chosen.BUNDLED.read_bytes())
+    monkeypatch.setenv("WORKBENCH_APP_LABELS", str(path))
     app = opened(probe="no_such_probe", view="Nowhere")
     assert app.selectbox(key="probe").value == "retrieval"
     assert "not the nulls and intervals" in words(app)
+    assert "null of all heads" not in app.get("plotly_chart")[0].proto.spec
+
+
+def test_scores_beside_the_labels_bring_nulls_and_intervals(tmp_path, monkeypatch):
+    assert "null of all heads" in opened().get("plotly_chart")[0].proto.spec
+    path, table = tmp_path / "heads.json", HeadScores.load(chosen.BUNDLED.with_name("scores.parquet"))
+    path.write_bytes(chosen.BUNDLED.read_bytes())
+    HeadScores(table.card, table.table.assign(score=0.5), table.evidence, table.provenance).save(tmp_path / "scores.parquet")
+    monkeypatch.setenv("WORKBENCH_APP_LABELS", str(path))
+    assert "null of all heads" not in opened().get("plotly_chart")[0].proto.spec  # those of another run are not shown
+    monkeypatch.setenv("WORKBENCH_APP_LABELS", str(tmp_path / "scores.parquet"))
+    assert "null of all heads" in opened().get("plotly_chart")[0].proto.spec
+
+
+def test_a_table_of_scores_can_be_uploaded():
+    path = chosen.BUNDLED.with_name("scores.parquet")
+    app = opened(view="Two probes")
+    app.file_uploader(key=chosen.UPLOAD).upload("mine.parquet", path.read_bytes()).run()
+    assert not app.exception
+    assert not app.error
+    app.file_uploader(key=chosen.UPLOAD).upload("bad.parquet", b"PAR1").run()
+    assert "bad.parquet is no table of scores" in words(app)
+    assert app.selectbox(key="probe").value == "retrieval"
 
 
 def test_a_probe_of_another_file_is_shown_without_a_question(tmp_path, monkeypatch):

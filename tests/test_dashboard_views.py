@@ -1,8 +1,10 @@
 """Do the dashboard's pictures and messages hold the very numbers?"""
 
 import json
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from workbench.errors import InputError
@@ -11,7 +13,7 @@ from workbench.heads import Head, ModelCard, Shape
 from workbench.labels import HeadLabels
 from workbench.looking import without
 from workbench.rules import Rule
-from workbench.scores import agreement, rank_agreement
+from workbench.scores import HeadScores, agreement, rank_agreement, summarise
 from workbench.tiny import random_model
 from workbench.views import (
     agreement_figure,
@@ -79,6 +81,20 @@ def test_a_distribution_has_every_head_once_and_the_threshold(labels):
     assert not distribution_figure(labels, "local").layout.shapes
     with pytest.raises(InputError, match="unknown probe"):
         distribution_figure(labels, "retrieving")
+
+
+def test_nulls_are_an_outline_and_intervals_stand_in_the_table(labels):
+    rows = pd.concat([summarise(probe, labels.card, np.stack([score_LH] * 2), score_LH / 2) for probe, score_LH in labels.scores.items()])
+    scores = HeadScores(labels.card, rows, {}, {})
+    figure = distribution_figure(labels, "retrieval", scores.matrix("retrieval", "null"))
+    np.testing.assert_array_equal(figure.data[-1].x, SCORE_LH.ravel() / 2)
+    row = head_table(labels, Head(1, 2), scores).iloc[0]
+    assert (row["probe"], row["interval"], row["null"]) == ("retrieval", "0.900 – 0.900", 0.45)
+    assert "null" not in head_table(labels, Head(1, 2))
+    assert labels.backed_by(scores)
+    assert not labels.backed_by(HeadScores(labels.card, rows.assign(score=0.5), {}, {}))
+    assert not labels.backed_by(HeadScores(labels.card, rows[rows["probe"] == "local"], {}, {}))
+    assert not labels.backed_by(HeadScores(replace(labels.card, fingerprint="beef"), rows, {}, {}))
 
 
 def test_two_probes_show_every_head_once(labels):

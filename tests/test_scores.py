@@ -231,3 +231,31 @@ def test_scores_are_values_nobody_can_write_into():
             mapping["new"] = {}
     with pytest.raises(AttributeError):
         scores.rows = table
+
+
+def test_a_saved_table_is_read_back_with_all_that_made_it(tmp_path):
+    scores = scores_of(a=FIRST, b=FIRST[::-1])
+    scores = HeadScores(scores.card, scores.rows, {"a": {"status": "ok", "tests": 1}}, {"seed": 3})
+    again = HeadScores.load(scores.save(tmp_path / "scores.parquet"))
+    assert (again.card, again.evidence["a"], again.provenance["seed"]) == (scores.card, {"status": "ok", "tests": 1}, 3)
+    pd.testing.assert_frame_equal(again.table, scores.table, check_dtype=False)
+
+
+def test_what_is_no_table_of_scores_is_refused_by_name(tmp_path):
+    scores = scores_of(a=FIRST)
+    with pytest.raises(InputError, match="cannot read"):
+        HeadScores.load(tmp_path / "none.parquet")
+    for content in (b"", b"PAR1", b"{}"):
+        with pytest.raises(InputError, match="mine is no table of scores"):
+            HeadScores.parse(content, "mine")
+    scores.table.to_parquet(tmp_path / "bare.parquet")
+    with pytest.raises(InputError, match=r"bare\.parquet is no table of scores"):
+        HeadScores.load(tmp_path / "bare.parquet")
+    for rows in (scores.table.iloc[1:], scores.table.assign(head=0), scores.table.assign(layer=9)):
+        path = HeadScores(scores.card, rows, {}, {}).save(tmp_path / "some.parquet")
+        with pytest.raises(InputError, match="a has not one row for each head"):
+            HeadScores.load(path)
+    path = HeadScores(scores.card, scores.table, {}, {}).save(tmp_path / "some.parquet")
+    pd.read_parquet(path).drop(columns="null").to_parquet(path)
+    with pytest.raises(InputError, match="needs the columns"):
+        HeadScores.load(path)

@@ -68,6 +68,11 @@ class HeadLabels:
         frame = pd.DataFrame(rows, columns=["head", "layer", "index", "kv_head", "labels"])
         return frame.assign(**{probe: score_LH.ravel() for probe, score_LH in self.scores.items()})
 
+    def backed_by(self, scores: HeadScores) -> bool:
+        """Whether the labels were made from these scores: the same model, and equal numbers for every probe of the labels."""
+        same = scores.card.fingerprint == self.card.fingerprint and scores.card.shape == self.card.shape
+        return same and all(probe in scores.probes and np.allclose(scores.matrix(probe), score_LH) for probe, score_LH in self.scores.items())
+
     def check_model(self, card: ModelCard) -> None:
         """Raise `InputError` unless these labels were made for this very model (same shape, same fingerprint where both are known)."""
         ours, theirs = self.card, card

@@ -1,8 +1,10 @@
 """How strongly does each head show each behaviour? `HeadScores`: one tidy table with n, spread, interval and null."""
 
+import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -11,6 +13,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from workbench.errors import InputError, unknown
+from workbench.files import write_file
 from workbench.heads import Head, ModelCard
 
 COLUMNS = ("model", "layer", "head", "kv_head", "probe", "score", "n", "std", "ci_low", "ci_high", "null")
@@ -68,6 +71,43 @@ class HeadScores:
     def agreement(self, k: int = 10) -> pd.DataFrame:
         """How far each two probes rank the heads alike: Spearman's rho and the shared part of their top k (0–1)."""
         return agreement({probe: self.matrix(probe) for probe in self.probes}, k)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Whose scores they are, from which evidence, made how; plain data."""
+        evidence = {name: dict(facts) for name, facts in self.evidence.items()}
+        return {"schema_version": 1, "model": asdict(self.card), "evidence": evidence, "provenance": dict(self.provenance)}
+
+    def save(self, path: str | Path) -> Path:
+        """Write the table as Parquet, `facts` in its metadata; an older file stays intact until the new one is complete."""
+        table = self.table
+        table.attrs = {**self.facts}
+        return write_file(path, lambda part: table.to_parquet(part, index=False))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "HeadScores":
+        """Read what `save` wrote. Raises `InputError` for a file that is missing or is something else."""
+        try:
+            return cls.parse(Path(path).read_bytes(), str(path))
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+    @classmethod
+    def parse(cls, content: bytes, name: str) -> "HeadScores":
+        """Scores from the bytes of a file called `name`. Raises `InputError` for what `save` did not write, or if not every probe has one row per head."""
+        try:
+            table = pd.read_parquet(io.BytesIO(content))
+            facts = table.attrs
+            found = cls(ModelCard.from_json(facts["model"]), table, facts["evidence"], facts["provenance"])
+            heads = [(head.layer, head.index) for head in found.card.shape.heads()]
+            partial = [probe for probe, rows in table.groupby("probe") if sorted(zip(rows["layer"], rows["head"], strict=True)) != heads]
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{name} is no table of scores as `workbench score --out scores.parquet` writes it: {error}") from error
+        if partial:
+            raise InputError(f"{name}: {partial[0]} has not one row for each head of {found.card.name}")
+        return found
 
     def _of(self, probe: str) -> pd.DataFrame:
         if probe not in self.probes:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import streamlit as st
-from chosen import labels, told
+from chosen import labels, scores, told
 from maps import head_map
 
 from workbench import views
@@ -25,13 +25,16 @@ VIEWS = ("Distribution", "Two probes", "Agreement", "Table", "Export", "Evidence
 
 def distribution(found: HeadLabels, probe: str) -> None:
     """The scores of all heads, and what the file tells of threshold and null."""
-    st.plotly_chart(views.distribution_figure(found, probe), alt=f"Histogram of the {probe} scores of all heads")
+    behind = scores()
+    null_LH = None if behind is None else behind.matrix(probe, "null")
+    st.plotly_chart(views.distribution_figure(found, probe, null_LH), alt=f"Histogram of the {probe} scores of all heads")
     rules = [rule for rule in found.rules.values() if rule.probe == probe]
     for rule in rules:
         st.caption(f"**{rule.label}**: {rule_text(rule)}, and above the head's own null ({rule.chance}). Source: {rule.source}.")
     if not rules:
         st.caption("No rule labels heads by this score.")
-    st.caption("A labels file holds scores, not the nulls and intervals behind them; `workbench score --out scores.parquet` writes those.")
+    if behind is None:
+        st.caption("A labels file holds scores, not the nulls and intervals behind them; `workbench score --out scores.parquet` writes those.")
 
 
 def two_probes(found: HeadLabels, probe: str) -> None:

@@ -1,7 +1,7 @@
 """What is this head, and what is lost without it? Its scores and labels, where it looks in a text, what it writes, and the text without it."""
 
 import streamlit as st
-from chosen import head_of, labels, model, told
+from chosen import head_of, labels, model, scores, told
 from maps import token_map
 
 from workbench import views
@@ -12,12 +12,15 @@ TEXT = "Alice Petrov met Bruno Quist in Lisbon. Later that year, Alice Petrov wr
 MOST_CHARACTERS = 4000
 
 
-def scores(found: HeadLabels, head: Head) -> None:
+def table(found: HeadLabels, head: Head) -> None:
     """Every score of the head, with the rule that labels by it."""
-    names = {"rank": f"rank of {len(found.labels)}", "chance": "null"}
-    rows = views.head_table(found, head).rename(columns=names)
-    st.dataframe(rows, hide_index=True, column_config={"score": st.column_config.NumberColumn(format="%.3f")}, height=min(38 * (len(rows) + 1), 420))
-    st.caption("Labels first. A null is what the score is held against; a head is labelled only above its own.")
+    names = {"rank": f"rank of {len(found.labels)}", "chance": "what the null is", "interval": "95% interval"}
+    rows = views.head_table(found, head, scores()).rename(columns=names)
+    numbers = {name: st.column_config.NumberColumn(format="%.3f") for name in ("score", "null")}
+    st.dataframe(rows, hide_index=True, column_config=numbers, height=min(38 * (len(rows) + 1), 420))
+    st.caption("Labels first. A null is what the same head scores where the behaviour cannot show; a head is labelled only above its own.")
+    if "null" not in rows:
+        st.caption("The labels file holds no nulls and intervals; `workbench score --out scores.parquet` writes those.")
 
 
 def attention(found: HeadLabels, head: Head, text: str) -> None:
@@ -81,7 +84,7 @@ head = head_of(st.selectbox("Head", every, index=every.index(first) if first els
 names = found.labels[head]
 st.markdown(" ".join(f":blue-badge[{name}]" for name in names) or ":gray-badge[no label]")
 st.caption(f"{head} reads KV head {found.card.shape.kv_head(head)} of layer {head.layer} of {found.card.name}.")
-scores(found, head)
+table(found, head)
 st.subheader("On a text")
 text = st.text_area("Text", TEXT, key="text", bind="query-params", max_chars=MOST_CHARACTERS)
 left, right = st.columns(2, gap="large")

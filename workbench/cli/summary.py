@@ -1,7 +1,6 @@
 """What came out of a run? The same facts as a page to read and as data for machines."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ def as_data(scores: HeadScores, labels: HeadLabels, files: Mapping[str, Path], s
         else {}
     )
     return {
-        **_facts(scores),
+        **scores.facts,
         **{name: str(path) for name, path in files.items()},
         "heads": len(labels.labels),
         "counts": labels.counts(),
@@ -105,28 +104,16 @@ def scores_as_text(scores: HeadScores, out: Path | None, agreement: bool) -> Non
 def scores_as_data(scores: HeadScores, out: Path | None, agreement: bool, seconds: float) -> dict[str, Any]:
     """The table (or, with `out`, where it lies), and on demand the agreement, as plain data."""
     return {
-        **_facts(scores),
+        **scores.facts,
         **({"scores": str(out)} if out is not None else {"rows": scores.table.to_dict("records")}),
         **({"agreement": scores.agreement().to_dict("records")} if agreement else {}),
         "seconds": round(seconds, 1),
     }
 
 
-def _facts(scores: HeadScores) -> dict[str, Any]:
-    """Whose scores they are, from which evidence, made how; plain data."""
-    evidence = {name: dict(facts) for name, facts in scores.evidence.items()}
-    return {"schema_version": 1, "model": asdict(scores.card), "evidence": evidence, "provenance": dict(scores.provenance)}
-
-
-def _save_parquet(scores: HeadScores, out: Path) -> Path:
-    table = scores.table
-    table.attrs = {**_facts(scores)}
-    return write_file(out, lambda part: table.to_parquet(part, index=False))
-
-
 def _save_csv(scores: HeadScores, out: Path) -> Path:
     return write_file(out, lambda part: scores.table.to_csv(part, index=False))
 
 
-TABLES: dict[str, Callable[[HeadScores, Path], Path]] = {".parquet": _save_parquet, ".csv": _save_csv}
+TABLES: dict[str, Callable[[HeadScores, Path], Path]] = {".parquet": HeadScores.save, ".csv": _save_csv}
 """How a table of scores is written, by the ending of its name; Parquet also holds evidence and provenance."""

@@ -1,19 +1,24 @@
 """What is a head, and what is lost without it? Its scores with their rules, and next tokens with and without heads."""
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.heads import Head
 from workbench.labels import HeadLabels
 from workbench.rules import rule_text
+from workbench.scores import HeadScores
 from workbench.views.page import evidence_text
 
 VARIANTS = {"whole": ("with all heads", "#999999"), "without": ("without", "#d55e00"), "control": ("without others of the same layers", "#0072b2")}
 """The columns of `looking.Without`: what they are, and their colours."""
 
 
-def head_table(labels: HeadLabels, head: Head) -> pd.DataFrame:
-    """One row per probe: `probe`, `score`, `rank` of the head among all (1 the strongest), `label` where its rule gives one, `rule`, `source`, `evidence`."""
+def head_table(labels: HeadLabels, head: Head, scores: HeadScores | None = None) -> pd.DataFrame:
+    """One row per probe: `probe`, `score`, `rank` of the head among all (1 the strongest), `label` where its rule gives one, `rule`, `source`, `evidence`.
+
+    With the scores behind the labels also the 95% `interval` as text, and the head's `null`. `chance` says what the null is.
+    """
     rows = []
     for probe, score_LH in labels.scores.items():
         own = float(score_LH[head.layer, head.index])
@@ -25,8 +30,25 @@ def head_table(labels: HeadLabels, head: Head) -> pd.DataFrame:
             "chance": "; ".join(rule.chance for rule in rules),
         }
         known = evidence_text(labels.evidence[probe]) if probe in labels.evidence else "not in the file"
-        rows.append({"probe": probe, "score": own, "rank": int((score_LH > own).sum()) + 1, "label": ", ".join(given), **words, "evidence": known})
+        rows.append(
+            {
+                "probe": probe,
+                "score": own,
+                **_behind(scores, probe, head),
+                "rank": int((score_LH > own).sum()) + 1,
+                "label": ", ".join(given),
+                **words,
+                "evidence": known,
+            }
+        )
     return pd.DataFrame(rows).sort_values(["label", "rank"], key=lambda values: values == "" if values.name == "label" else values, ignore_index=True)
+
+
+def _behind(scores: HeadScores | None, probe: str, head: Head) -> dict[str, object]:
+    if scores is None or probe not in scores.probes:
+        return {}
+    low, high, null = (float(scores.matrix(probe, column)[head.layer, head.index]) for column in ("ci_low", "ci_high", "null"))
+    return {"interval": "one sample" if np.isnan(low) else f"{low:.3f} – {high:.3f}", "null": null}
 
 
 def following_figure(following: pd.DataFrame, name: str) -> go.Figure:

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from jaxtyping import Float
 
 from workbench.errors import unknown
 from workbench.labels import HeadLabels
@@ -13,15 +14,19 @@ LABELLED, OTHERS = "#d55e00", "#0072b2"
 """Of heads with the label and of the rest: two colours that no kind of colour blindness confuses."""
 
 
-def distribution_figure(labels: HeadLabels, probe: str) -> go.Figure:
-    """How many heads have which score (logarithmic), the labelled ones in front, and a line where a rule's fixed threshold is. Raises `InputError`."""
+def distribution_figure(labels: HeadLabels, probe: str, null_LH: Float[np.ndarray, "L H"] | None = None) -> go.Figure:
+    """How many heads have which score (logarithmic), the labelled ones in front, and a line where a rule's fixed threshold is.
+
+    With nulls, their distribution as an outline: what the same heads score where the behaviour cannot show. Raises `InputError` for an unknown probe.
+    """
     shown = panel(labels, probe)
     marked = set(shown.marked)
     groups = (
         ("others", OTHERS, [head not in marked for head in labels.labels]),
         (f"labelled {shown.meaning}", LABELLED, [head in marked for head in labels.labels]),
     )
-    low, high = float(min(0, shown.score_LH.min())), float(max(shown.score_LH.max(), shown.score_LH.min() + 1e-9))
+    every = shown.score_LH if null_LH is None else np.concatenate([shown.score_LH, null_LH])
+    low, high = float(min(0, np.nanmin(every))), float(max(np.nanmax(every), np.nanmin(every) + 1e-9))
     bins = {"start": low, "end": high * 1.0001, "size": (high - low) / 40}
     figure = go.Figure()
     for name, colour, mask in groups:
@@ -30,6 +35,9 @@ def distribution_figure(labels: HeadLabels, probe: str) -> go.Figure:
             figure.add_histogram(
                 x=scores, name=name, marker={"color": colour}, opacity=0.8, xbins=bins, hovertemplate="score %{x}<br>%{y} heads<extra></extra>"
             )
+    if null_LH is not None:
+        outline = {"color": "rgba(0,0,0,0)", "line": {"color": "#888888", "width": 1.5}}
+        figure.add_histogram(x=null_LH.ravel(), name="null of all heads", marker=outline, xbins=bins, hovertemplate="null %{x}<br>%{y} heads<extra></extra>")
     for rule in _fixed(labels, probe):
         figure.add_vline(x=rule.value, line={"dash": "dash", "width": 1.5}, annotation_text=rule_text(rule))
     figure.update_layout(barmode="overlay", template="plotly_white", height=380, legend=_ABOVE, margin=_TIGHT, bargap=0.02)
