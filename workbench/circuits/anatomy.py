@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from einops import rearrange
@@ -24,6 +25,7 @@ from workbench.weights import FAMILIES
 TAKEN_APART = "workbench_taken_apart"
 """The attention implementation, by transformers' name for it."""
 
+_LEARNED: WeakKeyDictionary[HFModel, dict[Any, tuple[list[dict[str, Any]], list["Score"]]]] = WeakKeyDictionary()
 Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From queries [N, H, Q, E], keys and values [N, G, Q, E] of the tokens in hand to head outputs z [N, H, Q, E]."""
 
@@ -177,16 +179,20 @@ class Anatomy:
         self.model.hf(ids_BT, attention_mask=torch.ones_like(ids_BT), use_cache=False, logits_to_keep=1)
 
     def learn(self) -> None:
-        """See once what each layer's attention is called with, and how it scores."""
+        """See what each layer's attention is called with, and how it scores; known from the last time if the length, the device and the precision are."""
+        key = (self.length, self.model.device, self.model.dtype)
+        if known := _LEARNED.get(self.model, {}).get(key):
+            self._arguments, self._scores = known
+            return
         handles = [module.register_forward_pre_hook(self._listen, with_kwargs=True) for module in self.model.weights.attentions]
         try:
             self._mix = lambda q, k, v: torch.zeros_like(q)
             with torch.inference_mode(False), torch.no_grad():
-                ids = torch.zeros(1, self.length, dtype=torch.long, device=self.model.device)
-                self._whole(ids)
+                self._whole(torch.zeros(1, self.length, dtype=torch.long, device=self.model.device))
         finally:
             for handle in handles:
                 handle.remove()
+        _LEARNED[self.model] = {key: (self._arguments, self._scores)}
 
     def _listen(self, _module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
         self._arguments.append({name: value for name, value in kwargs.items() if name not in ("hidden_states", "past_key_values", "attention_mask")})
@@ -208,23 +214,16 @@ def mixed(pattern_NHQK: Float[Tensor, "N H Q K"], v_NGKE: Float[Tensor, "N G K E
 
 def _from(arguments: dict[str, Any], first: int) -> dict[str, Any]:
     """A layer's arguments for the tokens from a position on."""
-    if first == 0:
-        return {**arguments, "attention_mask": None}
-    cut = dict(arguments)
-    for name in ("position_ids", "cache_position"):
-        if isinstance(cut.get(name), Tensor):
-            cut[name] = cut[name][..., first:]
+    tensors = {name: arguments[name][..., first:] for name in ("position_ids", "cache_position") if isinstance(arguments.get(name), Tensor)}
+    cut = {**arguments, **tensors, "attention_mask": None}
     if cut.get("position_embeddings") is not None:
         cut["position_embeddings"] = tuple(part[..., first:, :] for part in cut["position_embeddings"])
-    return {**cut, "attention_mask": None}
+    return cut
 
 
 @contextmanager
 def taken_apart(model: HFModel, length: int) -> Generator[Anatomy, None, None]:
-    """The model part by part, for prompts of `length` tokens; it is what it was afterwards.
-
-    Raises `InputError` for prompts longer than the model takes, and while a policy has moved its heads.
-    """
+    """The model part by part, for prompts of one length; it is what it was afterwards. Raises `InputError` for prompts too long for it, and under a policy."""
     if not 1 <= length <= model.positions:
         raise InputError(f"{model.name} takes 1 to {model.positions} tokens, not {length}")
     anatomy = Anatomy(model, length)

@@ -58,6 +58,12 @@ class Scene:
             found.append(pairs.measure(logits_SV[begin * batch : (begin + count) * batch], self.metric, reference_SV))
         return torch.cat(found)
 
+    def first(self, positions: Sequence[int] | None, ablation: str) -> int:
+        """The first position where anything changes when heads are replaced at some: with `resample`, none does before the prompts differ."""
+        asked = int(at(self.anatomy.length, positions, torch.device("cpu")).int().argmax())
+        differ_T = (self.pairs.clean_BT != self.pairs.corrupted_BT).any(0)
+        return asked if ablation != "resample" else max(asked, int(differ_T.argmax()))
+
     def numbers(self, trace: Trace) -> Float[np.ndarray, " B"]:
         """The metric of a pass."""
         return self.measure(trace.logits_BV).detach().float().cpu().numpy()
@@ -116,8 +122,7 @@ def activation_patching(
     for number, scene in enumerate(scenes(model, data, direction, metric, component if ablation == "mean" else None)):
         progress(number, len(data.pairs))
         other = alternatives(scene.anatomy, scene.base, scene.other, component, ablation, mean=scene.mean, positions=positions)
-        first = int(at(scene.anatomy.length, positions, torch.device("cpu")).int().argmax())
-        value_SB = outcomes(scene.anatomy, scene.base, other, replaced_SLH, scene.measure, first=first)
+        value_SB = outcomes(scene.anatomy, scene.base, other, replaced_SLH, scene.measure, first=scene.first(positions, ablation))
         base_B = scene.numbers(scene.base)
         effect_BLU = (value_SB - base_B).T.reshape(len(base_B), model.shape.n_layers, units)
         parts.append(Effects(effect_BLU, base_B, scene.numbers(scene.other), model.shape.n_heads // units))
@@ -133,7 +138,7 @@ def replace_sets(
     found = []
     for scene in scenes(model, data, direction, metric, "z" if ablation == "mean" else None):
         other = alternatives(scene.anatomy, scene.base, scene.other, "z", ablation, mean=scene.mean)
-        value_SB = outcomes(scene.anatomy, scene.base, other, replaced_SLH, scene.measure)
+        value_SB = outcomes(scene.anatomy, scene.base, other, replaced_SLH, scene.measure, first=scene.first(None, ablation))
         found.append((value_SB, scene.numbers(scene.base), scene.numbers(scene.other)))
     value, base, other = zip(*found, strict=True)
     return np.concatenate(value, axis=1), np.concatenate(base), np.concatenate(other)

@@ -97,7 +97,7 @@ def path_patching(
     for number, scene in enumerate(scenes(model, data, direction, metric, "z" if ablation == "mean" else None)):
         progress(number, len(data.pairs))
         other = alternatives(scene.anatomy, scene.base, scene.other, "z", ablation, mean=scene.mean, positions=positions)
-        paths = _Paths(scene, other, list(wanted.values()), positions, receiver_positions, frozen_mlps)
+        paths = _Paths(scene, other, list(wanted.values()), scene.first(positions, ablation), receiver_positions, frozen_mlps)
         base_B, other_B = scene.numbers(scene.base), scene.numbers(scene.other)
         for receiver, value_BLH in paths.run().items():
             found[receiver].append(Effects(value_BLH - base_B[:, None, None], base_B, other_B))
@@ -117,12 +117,10 @@ def path_patching(
 class _Paths:
     """All senders to some receivers, on the prompts of one scene."""
 
-    def __init__(
-        self, scene: Scene, other: list[Tensor], receivers: Sequence[Receiver], positions: Sequence[int] | None, at_receiver: Sequence[int] | None, frozen: bool
-    ) -> None:
+    def __init__(self, scene: Scene, other: list[Tensor], receivers: Sequence[Receiver], first: int, at_receiver: Sequence[int] | None, frozen: bool) -> None:
         self.scene, self.anatomy, self.other, self.frozen = scene, scene.anatomy, other, frozen
         self.shape, self.batch = scene.anatomy.shape, len(scene.pairs)
-        self.first = int(at(self.anatomy.length, positions, torch.device("cpu")).int().argmax())
+        self.first = first
         self.at_Q = at(self.anatomy.length, at_receiver, scene.base.z[0].device)[self.first :]
         self.by_layer: Mapping[int, list[Receiver]] = defaultdict(list)
         for receiver in receivers:
@@ -147,7 +145,7 @@ class _Paths:
     def _carried(self, senders: list[int], replaced_SLH: np.ndarray):  # noqa: ANN202
         """The residual streams in front of each layer, of the senders below it."""
         if not self.frozen:
-            yield from sweep(self.anatomy, self.scene.base, self.other, replaced_SLH, first=self.first, frozen=True)
+            yield from sweep(self.anatomy, self.scene.base, self.other, replaced_SLH, first=self.first, frozen=True, last_only=True)
             return
         base, joined_rows, changes = self.scene.base, [], []
         for layer in range(self.shape.n_layers + 1):

@@ -26,12 +26,14 @@ def sweep(
     *,
     first: int = 0,
     frozen: bool = False,
+    last_only: bool = False,
 ) -> Iterator[tuple[int, list[int], Tensor | None]]:
     """Run variants of the base pass in which the replaced heads put out `other`, layer by layer.
 
     Yields in front of every block, and behind the last: the layer, which variants have joined, and their residual streams [s, B, Q, D] at positions
     `first` to the end (None before any has). Heads that are not replaced follow the changed stream, or keep the outputs of the base pass (`frozen`);
-    MLPs always follow. `other` must equal the base in front of `first`; a layer's may differ by variant [S, B, H, T, E].
+    MLPs always follow. With `last_only` the last block is computed, and yielded behind it, for the last position alone. `other` must equal the base in front
+    of `first`; a layer's may differ by variant [S, B, H, T, E].
     """
     begins = _begins(replaced_SLH)
     order = sorted(range(len(begins)), key=lambda variant: begins[variant])
@@ -39,20 +41,21 @@ def sweep(
     x_SBQD: Tensor | None = None
     for layer in range(anatomy.shape.n_layers):
         yield layer, joined, x_SBQD
-        here = base.x[layer][:, first:]
+        cut = anatomy.length - first - 1 if last_only and layer == anatomy.shape.n_layers - 1 else 0
+        here = base.x[layer][:, first + cut :]
         parts: list[tuple[Tensor, Tensor]] = []
         if x_SBQD is not None:
             mask_SH = replaced_SLH[joined, layer]
             theirs = _of(other[layer], joined, first) if mask_SH.any() else None
-            parts.append((x_SBQD, _attention(anatomy, base, theirs, layer, x_SBQD, mask_SH, first, frozen)))
+            parts.append((x_SBQD[:, :, cut:], _attention(anatomy, base, theirs, layer, x_SBQD, mask_SH, first, cut, frozen)))
         new = [variant for variant in order if begins[variant] == layer]
         if new:
-            z_SBHQE = _replaced(base.z[layer][:, :, first:], _of(other[layer], new, first), replaced_SLH[new, layer])
+            z_SBHQE = _replaced(base.z[layer][:, :, first + cut :], _of(other[layer], new, first + cut), replaced_SLH[new, layer])
             written = anatomy.write(layer, z_SBHQE.flatten(0, 1)).unflatten(0, z_SBHQE.shape[:2])
             parts.append((here.expand_as(written), written))
             joined = [*joined, *new]
         if parts:
-            x, written = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+            x, written = (torch.cat(pieces) if len(pieces) > 1 else pieces[0] for pieces in zip(*parts, strict=True))
             x_SBQD = anatomy.finish(layer, x.flatten(0, 1), written.flatten(0, 1)).unflatten(0, x.shape[:2])
     yield anatomy.shape.n_layers, joined, x_SBQD
 
@@ -77,7 +80,7 @@ def outcomes(
         some = order[begin : begin + size]
         final: tuple[list[int], Tensor | None] = [], None
         theirs = [part if part is None or part.dim() == 4 else part[some] for part in other]
-        for _, joined, x_SBQD in sweep(anatomy, base, theirs, replaced_SLH[some], first=first, frozen=frozen):
+        for _, joined, x_SBQD in sweep(anatomy, base, theirs, replaced_SLH[some], first=first, frozen=frozen, last_only=True):
             final = joined, x_SBQD
         joined, x_SBQD = final
         out_SB[some] = _numbers(measure(base.logits_BV, 1))
@@ -109,20 +112,25 @@ def _replaced(z_BHQE: Tensor, other: Tensor, replaced_SH: Bool[np.ndarray, "S H"
 
 
 def _attention(
-    anatomy: Anatomy, base: Trace, other: Tensor | None, layer: int, x_SBQD: Tensor, replaced_SH: Bool[np.ndarray, "S H"], first: int, frozen: bool
-) -> Float[Tensor, "S B Q D"]:
-    """What attention writes in variants that have joined."""
+    anatomy: Anatomy, base: Trace, other: Tensor | None, layer: int, x_SBQD: Tensor, replaced_SH: Bool[np.ndarray, "S H"], first: int, cut: int, frozen: bool
+) -> Float[Tensor, "S B R D"]:
+    """What attention writes in variants that have joined, at their positions less the first `cut`."""
     count, batch = x_SBQD.shape[:2]
     if frozen:
         if other is None:
-            return base.attention[layer][:, first:].expand(count, -1, -1, -1)
-        return anatomy.write(layer, _replaced(base.z[layer][:, :, first:], other, replaced_SH).flatten(0, 1)).unflatten(0, (count, batch))
+            return base.attention[layer][:, first + cut :].expand(count, -1, -1, -1)
+        z_SBHRE = _replaced(base.z[layer][:, :, first + cut :], other[..., cut:, :], replaced_SH)
+        return anatomy.write(layer, z_SBHRE.flatten(0, 1)).unflatten(0, (count, batch))
 
     def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if first:
             before = (repeat(part[layer][:, :, :first], "b g t e -> (s b) g t e", s=count) for part in (base.k, base.v))
             k, v = (torch.cat([old, new], dim=2) for old, new in zip(before, (k, v), strict=True))
         z = anatomy.mix(layer, q, k, v)
-        return z if other is None else _replaced(rearrange(z, "(s b) h q e -> s b h q e", s=count), other, replaced_SH).flatten(0, 1)
+        return z if other is None else _replaced(rearrange(z, "(s b) h q e -> s b h q e", s=count), other[..., cut:, :], replaced_SH).flatten(0, 1)
 
-    return anatomy.attend(layer, x_SBQD.flatten(0, 1), mix, first).unflatten(0, (count, batch))
+    x_NQD = x_SBQD.flatten(0, 1)
+    if cut:
+        q, k, v = anatomy.qkv(layer, x_NQD, first)
+        return anatomy.write(layer, mix(q[:, :, cut:], k, v)).unflatten(0, (count, batch))
+    return anatomy.attend(layer, x_NQD, mix, first).unflatten(0, (count, batch))
