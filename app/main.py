@@ -6,7 +6,11 @@ from chosen import LABELS_MB, UPLOAD, file_name, labels, refused
 st.set_page_config(page_title="Attention-head workbench", layout="wide")
 HELP = "A file of `workbench label`, or of `workbench score --out scores.parquet`, which has nulls and intervals too. It stays until the page is reloaded."
 
-pages = [st.Page("app_pages/heads.py", title="Heads", default=True), st.Page("app_pages/one_head.py", title="One head")]
+pages = [
+    st.Page("app_pages/heads.py", title="Heads", default=True),
+    st.Page("app_pages/one_head.py", title="One head"),
+    st.Page("app_pages/runs.py", title="Runs"),
+]
 page = st.navigation(pages, position="top")
 
 shown = labels()

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from workbench.heads import Head, ModelCard, Shape  # noqa: E402
 from workbench.labels import HeadLabels  # noqa: E402
 from workbench.probes import PROBES  # noqa: E402
 from workbench.rules import RULES  # noqa: E402
+from workbench.runs import Part, Run  # noqa: E402
 from workbench.scores import HeadScores  # noqa: E402
 from workbench.tiny import random_model  # noqa: E402
 
@@ -24,6 +26,7 @@ APP = Path(chosen.__file__).parent
 FILES = sorted(APP.rglob("*.py"))
 VIEWS = ("Distribution", "Two probes", "Agreement", "Table", "Export", "Evidence")
 ONE_HEAD = "app_pages/one_head.py"
+RUNS = "app_pages/runs.py"
 
 
 @pytest.fixture(autouse=True)
@@ -217,6 +220,23 @@ def test_labels_of_another_model_are_refused(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("WORKBENCH_APP_LABELS", str(tmp_path / "other.json"))
     (error,) = opened(ONE_HEAD).error
     assert "these labels were made for tiny" in error.value.lower()
+
+
+def test_runs_are_listed_with_what_was_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path))
+    assert "There are no runs" in words(opened(RUNS))
+    for seed in (0, 1):
+        run = Run(tmp_path, {"model": "abc", "probes": ["induction"], "prompts": ["1", "2"], "seed": seed})
+        run.save("part-0000", Part({"induction": np.zeros((1, 2, 4))}, {"induction": np.ones(1, bool)}, ()))
+    app = opened(RUNS, run=run.fingerprint)
+    assert app.selectbox(key="run").value == run.fingerprint
+    assert set(app.dataframe[0].value["seed"]) == {0, 1}
+    assert json.loads(app.json[0].value)["seed"] == 1
+    (run.folder / "question.json").write_text("{", encoding="utf-8")
+    assert "cannot be read" in app.run().error[0].value
+    shutil.rmtree(run.folder)
+    assert app.run().selectbox(key="run").value != run.fingerprint
+    assert not app.exception
 
 
 def test_it_stays_on_this_machine_and_tells_nobody():

@@ -166,3 +166,28 @@ def test_versions_name_what_decides_a_result():
     assert versions()["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert versions()["numpy"] == np.__version__
     assert versions()["python"] == platform.python_version()
+
+
+def test_an_overview_tells_what_is_done_and_what_would_be_found_again(tmp_path):
+    assert runs.overview(tmp_path / "none").empty
+    Run(tmp_path, {**QUESTION, "versions": versions()}).save("part-0000", part())
+    old = Run(tmp_path, {**QUESTION, "prompts": [], "probes": ["copying", "successor"], "versions": {"torch": "1"}})
+    old.save("part-0000", part())
+    os.utime(old.folder / "part-0000.parquet", (1e9, 1e9))
+    os.utime(old.folder / "question.json", (1e9, 1e9))
+    table = runs.overview(tmp_path)
+    assert list(table["run"]) == [fingerprint_of({**QUESTION, "versions": versions()}), old.fingerprint]
+    assert list(zip(table["parts"], table["of"], table["again"], strict=True)) == [(1, 2, True), (1, 1, False)]
+    assert table.loc[1, "probes"] == "copying, successor"
+    assert str(table.loc[1, "last"]) == "2001-09-09 01:46:40"
+    assert table.loc[0, "question"]["model"] == table.loc[0, "model"] == "abc"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"probes": 3}'])
+def test_an_overview_says_which_question_cannot_be_read(tmp_path, content):
+    Run(tmp_path, QUESTION).save("part-0000", part())
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "question.json").write_text(content, encoding="utf-8")
+    table = runs.overview(tmp_path).set_index("run")
+    assert table.loc["broken", "problem"].startswith("its question cannot be read")
+    assert table.loc[fingerprint_of(QUESTION), "problem"] == ""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -76,6 +77,11 @@ class Run:
         table = pa.table(columns).replace_schema_metadata(metadata)
         write_file(self._path(part), lambda path: pq.write_table(table, path, write_page_checksum=True))
 
+    @property
+    def expected(self) -> int:
+        """How many parts a finished run has: one per batch of prompts, or one if the weights alone are asked."""
+        return max(1, len(self.question.get("prompts", ())))
+
     def _path(self, part: str) -> Path:
         return self.folder / f"{part}.parquet"
 
@@ -104,6 +110,42 @@ def _code() -> str:
         if path.relative_to(root).parts[0] not in ("cli", "formats", "views", "plan.py"):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:8]
+
+
+def overview(root: Path) -> pd.DataFrame:
+    """One row per run under a folder, newest first; no rows where there is none.
+
+    `run` is its fingerprint; `last`, when its last part was finished (UTC); `parts` done and `of` how many; `probes`; `again`, whether the present code and
+    versions would find it again; and `model` (a fingerprint), `seed`, `dtype`, `device`, `implementation` as its `question` has them, plain data.
+    A folder whose question cannot be read has the reason in `problem`, which is empty elsewhere.
+    """
+    rows = [_row(path) for path in root.glob("*/question.json")]
+    names = ["run", "last", "parts", "of", "probes", "again", *_TOLD, "problem", "question"]
+    return pd.DataFrame([row for row in rows if row is not None], columns=names).sort_values("last", ascending=False, ignore_index=True)
+
+
+_TOLD = ("model", "seed", "dtype", "device", "implementation")
+
+
+def _row(path: Path) -> dict[str, Any] | None:
+    """The row of one run; None if it has been deleted meanwhile."""
+    try:
+        run = Run(path.parent.parent, json.loads(path.read_text(encoding="utf-8")))
+        question = run.question
+        last = max((part.stat().st_mtime for part in path.parent.iterdir()), default=0)
+        told = {name: question.get(name) for name in _TOLD}
+        probes, again = ", ".join(question["probes"]), question.get("versions") == versions()
+        done = {"parts": len(list(path.parent.glob("part-*.parquet"))), "of": run.expected, "probes": probes, "again": again}
+        return {"run": path.parent.name, "last": pd.Timestamp(last, unit="s"), **done, **told, "problem": "", "question": question}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return {
+            "run": path.parent.name,
+            "last": pd.Timestamp(path.stat().st_mtime, unit="s"),
+            "problem": f"its question cannot be read: {error}",
+            "question": {},
+        }
 
 
 def find(root: Path) -> Sequence[Run]:
