@@ -31,8 +31,8 @@ HEADS = (
     "AUROC / average precision / precision of the first 7, over 24 heads of which 7 are true (chance: 0.50 / 0.29 / 0.29); means ± standard deviations over "
     "{seeds} model seeds, which draw rotations, idle heads, leak, and the autoencoder. Sizes of effects, rounded to six digits. `path` and `direct` see only "
     "heads that write the answer themselves: four of the seven. The method of codes watches and does not intervene; it ranks the circuit below chance, as "
-    "idle heads write more here (`norm`), which is a choice of this model. Less what swapped labels give (`codes, excess`), it is a little above chance without "
-    "leak. The F1s are in the .csv."
+    "idle heads write more here (`norm`), which is a choice of this model. Less what swapped labels give (`codes, excess`), it is a little above chance "
+    "without leak. The F1s are in the .csv."
 )
 EDGES = (
     "Average precision (AUROC) over 672 edges of which 19 are true (chance: 0.028), 64 prompts, size of the score; in italics the specification's number, "
@@ -47,8 +47,8 @@ WHY = (
     "and what is rounded to 0 decides."
 )
 ORDER = (
-    "The specification's order at β = 20 with leak is ours too (EAP-IG, 30 and then 5 steps, above exact single edges, above the plain gradients). At β = 5 its "
-    "exact effects are best; ours are above all plain gradients, but not above EAP-IG with 30 steps."
+    "The specification's order at β = 20 with leak is ours too (EAP-IG, 30 and then 5 steps, above exact single edges, above the plain gradients). At β = 5 "
+    "its exact effects are best; ours are above all plain gradients, but not above EAP-IG with 30 steps."
 )
 CODES = (
     "By labels swapped within pairs, {found} of the 7 true and {wrong} of the 17 other heads have p ≤ 0.05 (β = 5, no leak, seed 0). Two seeds of the "
