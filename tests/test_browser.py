@@ -30,6 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "reports" / "smollm2-135m" / "heads.json"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
 WIDTHS = (360, 1000, 1800)
+SHOWN = {"heads": ("canvas.cells", ".js-plotly-plot"), "one_head": (".token-map .token", ".js-plotly-plot"), "runs": ("h1", "[data-testid=stAlert]")}
+"""What a page shows when it is ready; there are no runs."""
 PATIENCE = 60_000
 
 
@@ -51,7 +53,7 @@ def alive(address):
 def server(smollm2, tmp_path_factory):
     """The address of a running dashboard; the model lies in the cache already."""
     port = free_port()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("WORKBENCH_APP_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WORKBENCH_APP_")} | {"WORKBENCH_RUNS": "none"}
     command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "app" / "main.py"), "--server.headless", "true", "--server.port", str(port)]
     log = tmp_path_factory.mktemp("server") / "log.txt"
     with log.open("wb") as written:
@@ -161,6 +163,21 @@ def probability(page, trace):
     return page.evaluate(f"() => Array.from(document.querySelectorAll('.js-plotly-plot')[0]._fullData[{trace}].x)[0]")
 
 
+def test_two_users_do_not_disturb_each_other(chromium, server):
+    pages = [chromium.new_page() for _ in range(2)]
+    heads = ("L17H4", "L23H2")
+    for page, head in zip(pages, heads, strict=True):
+        page.set_default_timeout(PATIENCE)
+        page.goto(f"{server}/one_head?head={head}&ablate=true", wait_until="commit")
+    for page, head in zip(pages, heads, strict=True):
+        page.locator(".js-plotly-plot").nth(1).wait_for()
+        page.locator(f".js-plotly-plot:has-text('without {head}')").first.wait_for()
+    assert probability(pages[0], 0) == pytest.approx(probability(pages[1], 0), abs=1e-5)
+    assert probability(pages[0], 1) != pytest.approx(probability(pages[1], 1), abs=1e-5)
+    for page in pages:
+        page.close()
+
+
 def test_labels_go_out_and_come_in_again(page, server, tmp_path):
     page.goto(f"{server}/?view=Export")
     with page.expect_download() as waiting:
@@ -223,13 +240,13 @@ def test_it_fits_every_width(chromium, server, pictures, width, scheme):
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
     try:
-        for name, address in (("heads", ""), ("one_head", "one_head?head=L18H6&ablate=true&row=22")):
+        for name, address in (("heads", ""), ("one_head", "one_head?head=L18H6&ablate=true&row=22"), ("runs", "runs")):
             page.goto(f"{server}/{address}")
-            page.locator("canvas.cells" if name == "heads" else ".token-map .token").first.wait_for()
-            page.locator(".js-plotly-plot").first.wait_for()
+            for selector in SHOWN[name]:
+                page.locator(selector).first.wait_for()
             settled(page)
             page.screenshot(path=pictures / f"{name}_{width}_{scheme}.png")
             assert page.evaluate("() => document.documentElement.scrollWidth") <= width
-            assert page.locator(".head-map, .token-map").first.bounding_box()["width"] <= width
+            assert all(page.locator(selector).first.bounding_box()["width"] <= width for selector in SHOWN[name])
     finally:
         context.close()
