@@ -155,8 +155,7 @@ def edge_attribution(
         progress(number, len(data.pairs))
         score_BUW = torch.zeros(len(scene.pairs), graph.senders, graph.receivers)
         change_UBTD = changes(scene.anatomy, scene.base, scene.other)
-        points = list(_points(scene, method, steps))
-        for senders, grads in points:
+        for senders, grads in _points(scene, method, steps):
             _add(score_BUW, graph, change_UBTD, senders, grads, 1 / steps if method != "eap" else 1.0)
         found.append((score_BUW.numpy(), scene.numbers(scene.base), scene.numbers(scene.other)))
     score, base, other = (np.concatenate(parts) for parts in zip(*found, strict=True))

@@ -43,7 +43,7 @@ def matrix(table: pd.DataFrame, column: str = "value") -> pd.DataFrame:
     if column not in table.columns:
         raise unknown("column", column, table.columns)
     order = list(dict.fromkeys(table["circuit"]))
-    return table.pivot_table(index="circuit", columns="task", values=column, sort=False).loc[order, order]
+    return table.pivot(index="circuit", columns="task", values=column).loc[order, order]
 
 
 def specificity(drop: pd.DataFrame) -> pd.Series:

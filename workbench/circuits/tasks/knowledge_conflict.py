@@ -9,6 +9,7 @@ import numpy as np
 from workbench.circuits.tasks.encoding import known
 from workbench.circuits.tasks.item import Item, Task
 from workbench.circuits.tasks.words import drawn, one, rows
+from workbench.errors import InputError
 
 FORMATS = ("substitution", "coherent")
 CORRUPTIONS = ("both", "subject", "context")
@@ -73,6 +74,8 @@ def _conflicts(rng: np.random.Generator, kind: Relation, form: str, corruption: 
     objects = list(dict.fromkeys([true for _, true in kind.facts] + list(kind.others)))
     shortest = min(size(f"{kind.name} {thing}") for thing in objects)
     stated_ones = [thing for thing in objects if size(f"{kind.name} {thing}") == shortest]
+    if len(stated_ones) < 3:
+        raise InputError(f"the tokenizer leaves too few objects of one length to state for the relation {kind.name}; choose another relation or model")
     while True:
         for subject, memory in drawn(rng, kind.facts, len(kind.facts)):
             context = one(rng, [thing for thing in stated_ones if thing != memory])
