@@ -56,7 +56,7 @@ TARGETS = {
 
 
 class CheckError(Exception):
-    """What is measured does not do what it should."""
+    """What is measured is not right."""
 
 
 def prompts(model: HFModel, count: int, tokens: int, seed: int) -> TaskSet:
@@ -117,7 +117,7 @@ def methods_of(model: HFModel, data: TaskSet) -> dict[str, Callable[[], Any]]:
         EDGES: lambda: edge_attribution(model, data),
         CODES: lambda: codes.node_scores(codes.encode(*residual_means(model, data))),
     }
-    return {name: run for name, run in all_methods.items() if name != CODES or model.device.type == "cpu"}  # it trains on the CPU
+    return {name: run for name, run in all_methods.items() if name != CODES or model.device.type == "cpu"}  # they are trained on the CPU
 
 
 def compared(ours_BN: np.ndarray, loop_BN: np.ndarray, dtype: str, what: str) -> float:
@@ -194,16 +194,16 @@ def verdict(name: str, device: str, median: Mapping[str, float]) -> str:
     what, of, bound = TARGETS[name, device]
     least = of == LOOP
     value = median[name] if of is None else median[of] / median[name] if least else median[name] / median[of]
-    met = value >= bound if least else value <= bound
-    return f"{value:.2f} {'× ' if of in (LOOP, ALL, LAST) else ''}{what} {'≥' if least else '≤'} {bound:g}: {'met' if met else 'missed'}"
+    return f"{value:.2f} {'× ' if of in (LOOP, ALL, LAST) else ''}{what} {'≥' if least else '≤'} {bound:g}: {'met' if (value >= bound) == least else 'missed'}"
 
 
 def write(given: argparse.Namespace, rows: pd.DataFrame, device: str, data: TaskSet, remarks: list[str]) -> None:
     """The report: circuits_DEVICE.md and .csv in OUT."""
     pairs, name = data.pairs[0], re.sub(r"\W+", "_", machine().removeprefix("NVIDIA ").lower()) if device == "cuda" else "cpu"
     what = (
-        f"{given.model}, {len(pairs)} IOI prompts of {pairs.length} tokens (templates {', '.join(sorted(set(pairs.templates)))}), logit difference, all heads, "
-        f"resampled from the corrupted prompts. Medians of {given.rounds} rounds in one run, with least and most; {torch.get_num_threads()} threads, no TF32."
+        f"{Path(given.model).name}, {len(pairs)} IOI pairs of {pairs.length} tokens (templates {', '.join(sorted(set(pairs.templates)))}), seed {given.seed}; "
+        f"logit difference, all heads, resampled from the corrupted prompts. Medians of {given.rounds} rounds in one run, with least and most; "
+        f"{torch.get_num_threads()} threads, no TF32."
     )
     how = (
         f"`{LOOP}`: one hooked forward per head, its cache of the corrupted prompts not counted; each round runs its share of the heads, and the time is that "
