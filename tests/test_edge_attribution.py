@@ -172,5 +172,10 @@ def test_gradients_that_are_not_finite_are_refused():
         attribution.edge_attribution(model, task, "eap")
     with pytest.raises(InputError, match="no slope"):
         attribution.edge_attribution(model, task, "eap", metric="kl")
+    for function in (attribution.edge_attribution, attribution.node_attribution):
+        with pytest.raises(InputError, match="no slope"):
+            function(model, task, "eap", metric="kl")
+        with pytest.raises(InputError, match="1 step"):
+            function(model, task, "eap-ig-inputs", steps=0)
     with pytest.raises(InputError, match="method"):
         attribution.node_attribution(model, task, "x")

@@ -56,6 +56,8 @@ def test_direct_methods_find_those_that_write_the_answer(model, names):
     for method in ("path", "direct"):
         effects = METHODS[method][1](model, names, None, 0)
         assert set(effects.ranked()[:4]) == {*MOVERS, NEGATIVE, BACKUP}
+        assert effects.mean_LH[MOVERS[0].layer, MOVERS[0].index] < -1
+        assert effects.mean_LH[NEGATIVE.layer, NEGATIVE.index] > 1
 
 
 def test_the_circuit_is_found_and_is_faithful(model, names):
@@ -140,6 +142,8 @@ def test_codes_have_the_p_values_of_swapped_labels(model, names):
     table = effects.table()
     assert table["low"].isna().all()
     assert table["p"].between(1 / 201, 1).all()
+    assert table["normalised"].isna().all()
+    assert (table["effect"] <= 0).all()
     assert (effects.mean_LH == np.round(effects.mean_LH)).all()
 
 
@@ -193,6 +197,28 @@ def test_first_order_edges_are_verified(model, names):
     assert found.missed["low"] <= 1e-12
     assert found.missed["not_measured"] == graph.edges_UW.sum() - 120
     assert -1 <= found.agreement["top"]["spearman"] <= 1
+
+
+def test_the_size_says_whether_the_target_was_reached(model, names):
+    reached = find(model, names, names, Search(target=0.9, edges=0))
+    assert reached.provenance["size"].startswith("reaches")
+    assert reached.provenance["held_out"]["cpr"] > 0.5
+    missed = find(model, names, names, Search(method="direct", target=1.0, edges=0))
+    assert "agreement" in missed.provenance
+    assert missed.provenance["agreement"]["exact patching"]["spearman"] < 1
+    nobody = TaskSet(
+        "same", (Pairs("same", "logit_difference", names.pairs[0].items, *(names.pairs[0].clean_BT,) * 2, names.pairs[0].right, names.pairs[0].wrong),), {}, 0
+    )
+    with pytest.raises(InputError, match="not defined"):
+        find(model, nobody, nobody, Search(edges=0))
+
+
+def test_items_of_the_search_are_known_again(model, names):
+    searched, held_out = names.split(0.5)
+    circuit = find(model, searched, held_out, Search(size=2, edges=0))
+    assert finding.unseen(names, circuit).items == held_out.items
+    with pytest.raises(InputError, match="searched on"):
+        finding.unseen(searched, circuit)
 
 
 def test_what_the_model_cannot_do_is_refused(names):

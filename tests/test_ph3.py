@@ -123,6 +123,10 @@ def test_the_whole_way():
     assert found.edit("context").heads == (REMEMBERS,)
     with pytest.raises(InputError, match="side"):
         found.edit("x")
+    by_probability = ph3.find(model, data, text_T=np.arange(2, 8), sizes=(1,), score="probabilities")
+    assert 0 < by_probability.labels().scores["ph3_memory"][0, REMEMBERS.index] < 1
+    with pytest.raises(InputError, match="score"):
+        ph3.find(model, data, text_T=np.arange(2, 8), score="x")
 
 
 def test_a_memory_that_costs_the_closed_book_is_not_chosen():

@@ -116,18 +116,15 @@ def gradients(
 def _reads(anatomy: Anatomy, layer: int, x_BTD: Tensor, q_BHTE: Tensor, k_BGTE: Tensor, v_BGTE: Tensor) -> Float[Tensor, "R B T D"]:
     """The gradient at the input of each head's queries and each KV head's keys and values, from those at q, k and v."""
     heads, groups = q_BHTE.shape[1], k_BGTE.shape[1]
-    total = heads + 2 * groups
     cotangents = []
     for grad, first, count in ((q_BHTE, 0, heads), (k_BGTE, heads, groups), (v_BGTE, heads + groups, groups)):
-        each = grad.new_zeros(total, *grad.shape)
+        each = grad.new_zeros(heads + 2 * groups, *grad.shape)
         for index in range(count):
             each[first + index, :, index] = grad[:, index]
         cotangents.append(each)
     with torch.enable_grad():
         x = x_BTD.detach().requires_grad_()
-        made = anatomy.qkv(layer, x)
-        (found,) = torch.autograd.grad(made, x, cotangents, is_grads_batched=True)
-    return found
+        return torch.autograd.grad(anatomy.qkv(layer, x), x, cotangents, is_grads_batched=True)[0]
 
 
 def edge_attribution(
@@ -144,12 +141,7 @@ def edge_attribution(
 
     Raises `InputError` for an unknown method, fewer than 1 step, gradients that are not finite, and for `kl` with `eap`: its gradient at the base prompts is 0.
     """
-    if method not in METHODS:
-        raise unknown("method of attribution", method, METHODS)
-    if method == "eap" and metric == "kl":
-        raise InputError("the divergence from the base prompts has no slope at the base prompts; integrate (eap-ig-inputs), or give the metric of the task")
-    if steps < 1:
-        raise InputError(f"an integral takes 1 step or more, not {steps}")
+    _check(method, metric or data.pairs[0].metric, steps)
     graph, found = graph_of(model), []
     for number, scene in enumerate(scenes(model, data, direction, metric, tokens=WRITTEN)):
         progress(number, len(data.pairs))
@@ -161,6 +153,15 @@ def edge_attribution(
     score, base, other = (np.concatenate(parts) for parts in zip(*found, strict=True))
     facts = {"method": method, "steps": steps if method != "eap" else 1, "direction": direction, "metric": metric or data.pairs[0].metric, "task": data.task}
     return EdgeScores(graph, score, base, other, facts)
+
+
+def _check(method: str, metric: str, steps: int) -> None:
+    if method not in METHODS:
+        raise unknown("method of attribution", method, METHODS)
+    if method == "eap" and metric == "kl":
+        raise InputError("the divergence from the base prompts has no slope at the base prompts; integrate (eap-ig-inputs), or give the metric of the task")
+    if steps < 1:
+        raise InputError(f"an integral takes 1 step or more, not {steps}")
 
 
 def _points(scene: Scene, method: str, steps: int) -> Iterator[tuple[slice, Gradients]]:
@@ -234,8 +235,7 @@ def node_attribution(
 
     Raises `InputError` as `edge_attribution` does.
     """
-    if method not in METHODS:
-        raise unknown("method of attribution", method, METHODS)
+    _check(method, metric or data.pairs[0].metric, steps)
     parts = []
     for scene in scenes(model, data, direction, metric):
         base, other = scene.base, scene.other

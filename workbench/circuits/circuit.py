@@ -105,16 +105,18 @@ class Circuit:
         return write_file(path, lambda part: nx.write_graphml(self.graph(), part))
 
     def labels(self, given: HeadLabels | None = None) -> HeadLabels:
-        """Head labels: `circuit_TASK` for the heads, with the score of that name: |effect| as a share of the metric's difference, 0 where there is none.
+        """Head labels: `circuit_TASK` for the heads, with the score of that name, 0 and more.
 
+        The score is |effect| as a share of the metric's difference, 0 where there is none; of codes, how many.
         With `given` labels of the same model these are kept and the new ones added. Raises `InputError` for those of another model.
         """
         task = Path(self.task).stem if self.task.endswith(".jsonl") else self.task
         name = "circuit_" + "".join(letter if letter.isalnum() else "_" for letter in task)
         score_LH = np.zeros((self.card.shape.n_layers, self.card.shape.n_heads))
+        column = "normalised" if self.effects["normalised"].notna().any() else "effect"
         for row in self.effects.to_dict("records"):
             head = Head.parse(row["head"])
-            score_LH[head.layer, head.index] = abs(row["normalised"]) if np.isfinite(row["normalised"] or np.nan) else 0.0
+            score_LH[head.layer, head.index] = abs(row[column]) if np.isfinite(row[column]) else 0.0
         least = min((score_LH[head.layer, head.index] for head in self.heads), default=0.0)
         rule = Rule(name, name, float(least), f"the circuit found for {self.task}: {self.provenance.get('method', '')}", "see the circuit's random rivals")
         count = int(self.effects["n"].iloc[0]) if len(self.effects) else 0

@@ -62,12 +62,27 @@ def conflict_sets(
     others, left_out = {}, {}
     for other in RELATIONS if transfer else ():
         for kind in FORMATS:
-            if (other, kind) != (relation, form):
-                try:
-                    others[f"{other}, {kind}"] = prepare(model, f"knowledge_conflict:relation={other},format={kind}", counts[2], seed)
-                except InputError as error:
-                    left_out[f"{other}, {kind}"] = str(error)
+            if kind == form and relation in (other, "all"):
+                continue
+            try:
+                made = prepare(model, f"knowledge_conflict:relation={other},format={kind}", counts[2], seed)
+                others[f"{other}, {kind}"] = _without(made, searched, validated)
+            except InputError as error:
+                left_out[f"{other}, {kind}"] = str(error)
     return ConflictSets(searched, validated, tested, others, left_out)
+
+
+def _without(data: TaskSet, *used: TaskSet) -> TaskSet:
+    """The items whose subjects are in none of the sets used before. Raises `InputError` if none is left."""
+    known = {(item.facts["relation"], item.facts["subject"]) for one in used for item in one.items}
+    kept = []
+    for pairs in data.pairs:
+        rows = [row for row, item in enumerate(pairs.items) if (item.facts["relation"], item.facts["subject"]) not in known]
+        if rows:
+            kept.append(pairs.rows(rows))
+    if not kept:
+        raise InputError("no conflict is left whose subject was not used in the search")
+    return replace(data, pairs=tuple(kept))
 
 
 def answers(model: HFModel, data: TaskSet, pruned_SLH: Bool[np.ndarray, "S L H"]) -> tuple[Int[np.ndarray, "S N"], Float[np.ndarray, "S N"]]:

@@ -28,7 +28,8 @@ BUDGETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 RESAMPLES = 1000
 
 COLUMNS = {
-    "ablation": "what heads outside of the circuit put out: resample (the corrupted prompt's), mean (over the corrupted prompts), zero",
+    "ablation": "what heads outside of the circuit put out: resample (the corrupted prompt's), mean (over corrupted prompts of one length), zero",
+    "mean_over": "over how many prompts at least the mean was taken; over one, it is resampling. Templates of one length are together",
     "full": "the metric of the full model",
     "empty": "with all heads ablated",
     "circuit": "with the circuit's heads alone",
@@ -92,12 +93,24 @@ def evaluate(
         rest = value_SN[3 + sets :]
         apart_S = np.abs(rest[:sets].mean(1) - rest[sets : 2 * sets].mean(1))
         share, low, high = faithfulness(circuit_N, empty_N, full_N, seed)
-        row = {"ablation": ablation, "full": full_N.mean(), "empty": empty_N.mean(), "circuit": circuit_N.mean(), "complement": complement_N.mean()}
+        row = {
+            "ablation": ablation,
+            "mean_over": min(map(len, data.pairs)) if ablation == "mean" else np.nan,
+            "full": full_N.mean(),
+            "empty": empty_N.mean(),
+            "circuit": circuit_N.mean(),
+            "complement": complement_N.mean(),
+        }
         row |= {"faithfulness": share, "low": low, "high": high, "complement_faithfulness": faithfulness(complement_N, empty_N, full_N, seed)[0]}
         row |= {"random": float(np.mean([faithfulness(rival, empty_N, full_N, seed)[0] for rival in value_SN[3 : 3 + sets]])) if sets else np.nan}
-        row |= {"recovered": recovered(circuit_N, empty_N, full_N), "kl": float(-kl_SN.mean()), "incompleteness": apart_S.max(initial=0.0), "n": len(full_N)}
+        row |= {
+            "recovered": np.nan if np.isnan(share) else recovered(circuit_N, empty_N, full_N),
+            "kl": float(-kl_SN.mean()),
+            "incompleteness": apart_S.max(initial=0.0),
+            "n": len(full_N),
+        }
         rows.append(row)
-        whole = full_N.mean() - empty_N.mean()
+        whole = np.nan if np.isnan(share) else full_N.mean() - empty_N.mean()
         for head, without_N in zip(heads, rest[2 * sets :], strict=True):
             minimal.append({"head": str(head), "ablation": ablation, "drop": (circuit_N.mean() - without_N.mean()) / whole})
     return Faithfulness(tuple(heads), pd.DataFrame(rows)[list(COLUMNS)], pd.DataFrame(minimal))
@@ -106,9 +119,12 @@ def evaluate(
 def faithfulness(
     circuit_N: Float[np.ndarray, " N"], empty_N: Float[np.ndarray, " N"], full_N: Float[np.ndarray, " N"], seed: int = 0
 ) -> tuple[float, float, float]:
-    """(circuit − empty) / (full − empty) of the means, and its 95% bootstrap interval; NaN where full − empty is within 3 standard errors of 0."""
+    """(circuit − empty) / (full − empty) of the means, and its 95% bootstrap interval.
+
+    NaN where full − empty is within 3 standard errors of 0, and with one prompt.
+    """
     whole_N = full_N - empty_N
-    error = whole_N.std(ddof=1) / len(whole_N) ** 0.5 if len(whole_N) > 1 else 0.0
+    error = whole_N.std(ddof=1) / len(whole_N) ** 0.5 if len(whole_N) > 1 else np.inf
     if abs(whole_N.mean()) <= 3 * error or not whole_N.mean():
         return np.nan, np.nan, np.nan
     drawn_RN = np.random.default_rng(seed).integers(len(whole_N), size=(RESAMPLES, len(whole_N)))

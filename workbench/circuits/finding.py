@@ -1,7 +1,8 @@
 """Which heads make a behaviour? Heads ranked by a method, as many as a faithful circuit needs, their edges measured, all evaluated on held-out prompts."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,11 @@ import torch
 from workbench.circuits import attribution, codes, patching, paths
 from workbench.circuits.attribution import EdgeScores, edge_attribution
 from workbench.circuits.circuit import Circuit
-from workbench.circuits.code_controls import label_null
+from workbench.circuits.code_controls import distinct, label_null, norms
 from workbench.circuits.effects import Effects
-from workbench.circuits.faithfulness import evaluate, faithfulness, mask
+from workbench.circuits.faithfulness import areas, evaluate, faithfulness, head_curve, mask
 from workbench.circuits.patching import Progress, replace_sets, scenes
-from workbench.circuits.tasks import TaskSet
+from workbench.circuits.tasks import Item, TaskSet
 from workbench.circuits.verify import COLUMNS as EDGE_COLUMNS
 from workbench.circuits.verify import verify
 from workbench.circuits.writes import mean_writes
@@ -23,6 +24,7 @@ from workbench.errors import InputError, unknown
 from workbench.heads import Head
 from workbench.models import HFModel
 from workbench.runs import versions
+from workbench.scores import rank_agreement
 
 Ranked = Callable[[HFModel, TaskSet, str | None, int], Effects]
 
@@ -32,7 +34,7 @@ METHODS: Mapping[str, tuple[str, Ranked]] = {
         "path patching to the logits, other heads frozen, exact",
         lambda model, data, metric, _: paths.path_patching(model, data, metric=metric)[paths.LOGITS],
     ),
-    "direct": ("direct logit attribution, one pass", lambda model, data, metric, _: patching.direct_attribution(model, data, metric)),
+    "direct": ("direct logit attribution, one pass: what would be lost without it", lambda model, data, metric, _: _lost(model, data, metric)),
     "attribution": ("attribution patching, first order", lambda model, data, metric, _: attribution.node_attribution(model, data, "eap", metric=metric)),
     "ig-inputs": (
         "attribution integrated over the inputs",
@@ -47,6 +49,9 @@ METHODS: Mapping[str, tuple[str, Ranked]] = {
 """How heads are ranked: what it is, and how it is done."""
 
 EDGE_METHOD = "eap-ig-inputs"
+
+SAMPLE = 30
+"""Edges outside of the circuit that are measured, to see how many the scores miss."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,8 @@ class Search:
             raise unknown("method", self.method, METHODS)
         if self.size is not None and self.size < 1:
             raise InputError(f"a circuit has one head or more, not {self.size}")
+        if self.edges < 0:
+            raise InputError(f"0 edges or more can be measured, not {self.edges}")
         if not 0 < self.target <= 1:
             raise InputError(f"faithfulness is sought between 0 and 1, got {self.target:g}")
 
@@ -87,25 +94,32 @@ def find(model: HFModel, searched: TaskSet, held_out: TaskSet, how: Search | Non
         )
     effects = METHODS[how.method][1](model, searched, how.metric, how.seed)
     ranking = effects.ranked()
-    heads = ranking[: how.size] if how.size else ranking[: _enough(model, searched, ranking, how)]
-    scores = edge_attribution(model, searched, EDGE_METHOD, metric=how.metric, progress=progress) if how.edges else None
-    edges = _edges(model, searched, scores, heads, how) if scores else pd.DataFrame(columns=list(EDGE_COLUMNS))
+    size, reached = (how.size, "given") if how.size else _enough(model, searched, ranking, how)
+    heads = ranking[:size]
+    edges, checked = pd.DataFrame(columns=list(EDGE_COLUMNS)), {}
+    if how.edges:
+        edges, checked = _edges(model, held_out, edge_attribution(model, searched, EDGE_METHOD, metric=how.metric, progress=progress), heads, how)
     tested = evaluate(model, held_out, heads, seed=how.seed, metric=how.metric)
+    curve = head_curve(model, held_out, ranking, metric=how.metric)
     facts = {
         **{name: value for name, value in effects.facts.items() if name not in ("task", "positions")},
         "method": how.method,
-        "size": "given" if how.size else f"reaches {how.target:g} on the prompts of the search",
+        "size": reached,
+        "held_out": areas(curve["budget"].tolist(), curve["faithfulness"].tolist()),
+        **_agreement(model, searched, effects, how),
         "edge_method": EDGE_METHOD if how.edges else None,
+        **checked,
         "prompts": {"searched": len(searched), "held_out": len(held_out), "dropped": dict(searched.dropped)},
         "templates": {"searched": len({item.template for item in searched.items}), "held_out": len({item.template for item in held_out.items})},
         "accuracy": {"searched": right, "held_out": accuracy(model, held_out), "chance": searched.chance},
+        "seen": sorted(mark(item) for item in searched.items),
         "seed": how.seed,
         "seed_prompts": searched.seed,
         "device": model.device.type,
         "dtype": str(model.dtype).removeprefix("torch."),
         **versions(),
     }
-    return Circuit(model.card, searched.task, tuple(heads), effects.table(how.seed), edges, tested.table, tested.minimality, facts)
+    return Circuit(model.card, searched.task, tuple(heads), effects.table(how.seed), edges, tested.table, tested.minimality, known(facts))
 
 
 def accuracy(model: HFModel, data: TaskSet) -> float:
@@ -114,47 +128,92 @@ def accuracy(model: HFModel, data: TaskSet) -> float:
     return float(np.concatenate(right).mean())
 
 
-def _enough(model: HFModel, data: TaskSet, ranking: Sequence[Head], how: Search) -> int:
-    """The smallest number of heads, in the order of the ranking, that reaches the target on these prompts; all of them if none does."""
+def _lost(model: HFModel, data: TaskSet, metric: str | None) -> Effects:
+    """Direct attribution with the sign of an effect: what the metric would lose without the head's own write."""
+    effects = patching.direct_attribution(model, data, metric)
+    return replace(effects, effect_NLH=-effects.effect_NLH)
+
+
+def known(value: Any) -> Any:
+    """Plain data in which numbers that are not known are null, as JSON has no other word for it."""
+    if isinstance(value, Mapping):
+        return {name: known(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def mark(item: Item) -> str:
+    """Eight hexadecimal digits that tell an item's clean prompt from others."""
+    return hashlib.sha256(item.clean.encode()).hexdigest()[:8]
+
+
+def unseen(data: TaskSet, circuit: Circuit) -> TaskSet:
+    """The items that a circuit was not searched on. Raises `InputError` if none is left."""
+    seen, kept = set(circuit.provenance.get("seen", ())), []
+    for pairs in data.pairs:
+        rows = [row for row, item in enumerate(pairs.items) if mark(item) not in seen]
+        if rows:
+            kept.append(pairs.rows(rows))
+    if not kept:
+        raise InputError(f"all {len(data)} items of {data.task} are among those that the circuit was searched on; give another seed or task")
+    return replace(data, pairs=tuple(kept))
+
+
+def _agreement(model: HFModel, data: TaskSet, effects: Effects, how: Search) -> dict[str, Any]:
+    """How a ranking agrees with exact patching on the same prompts; that of codes also with its baselines of size and variety."""
+    if how.method == "patching":
+        return {}
+    sizes = {"exact patching": np.abs(patching.activation_patching(model, data, metric=how.metric).mean_LH)}
+    if how.method == "codes":
+        write_NLHD, clean_N = residual_means(model, data)
+        sizes |= {"norm of writes": norms(write_NLHD), "distinct codes": distinct(codes.encode(write_NLHD, clean_N, codes.CodeSettings(seed=how.seed)))}
+    return {"agreement": {name: rank_agreement(np.abs(effects.mean_LH).ravel(), size.ravel(), 10) for name, size in sizes.items()}}
+
+
+def _enough(model: HFModel, data: TaskSet, ranking: Sequence[Head], how: Search) -> tuple[int, str]:
+    """How many heads, in the order of the ranking, reach the target on these prompts (to about 15% of their number), and that in words.
+
+    All heads if no number does. Raises `InputError` where ablating all heads makes no difference, unless searched anyway.
+    """
     sizes = sorted({round(1.15**step) for step in range(60) if round(1.15**step) <= len(ranking)} | {len(ranking)})
-    shape = model.shape
+    shape, share = model.shape, float("nan")
     for begin in range(0, len(sizes), 12):
         some = sizes[begin : begin + 12]
         replaced = np.stack([np.ones((shape.n_layers, shape.n_heads), bool), *(~mask(shape, ranking[:size]) for size in some)])
         value_SN, full_N, _ = replace_sets(model, data, replaced, metric=how.metric)
         for size, value_N in zip(some, value_SN[1:], strict=True):
-            if faithfulness(value_N, value_SN[0], full_N)[0] >= how.target:
-                return size
-    return len(ranking)
+            share = faithfulness(value_N, value_SN[0], full_N)[0]
+            if share >= how.target:
+                return size, f"reaches {share:.2f} on the prompts of the search, {how.target:g} was asked for"
+    if np.isnan(share) and not how.anyway:
+        raise InputError("with all heads ablated the metric is what it was, within 3 standard errors: faithfulness is not defined; give more items, or a size")
+    return len(ranking), f"all heads that the method ranks: {how.target:g} is not reached ({share:.2f})"
 
 
-def _edges(model: HFModel, data: TaskSet, scores: EdgeScores, heads: Sequence[Head], how: Search) -> pd.DataFrame:
-    """The best edges by score between the heads of a circuit, the input and the logits, measured exactly."""
+def _edges(model: HFModel, data: TaskSet, scores: EdgeScores, heads: Sequence[Head], how: Search) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The best edges by score between the heads of a circuit, the input and the logits, measured exactly; beside them a sample of all others."""
     graph, inside = scores.graph, {str(head) for head in heads} | {"input", "logits"}
     groups = {f"L{head.layer}G{model.shape.kv_head(head)}" for head in heads}
 
     def ours(sender: int, receiver: int) -> bool:
         return graph.sender_names[sender] in inside and graph.receiver_names[receiver].partition(".")[0] in inside | groups
 
-    chosen = np.zeros_like(scores.score_NUW)
-    for edge in scores.ranked():
-        if ours(*edge) and edge != (0, graph.logits):
-            chosen[:, edge[0], edge[1]] = scores.score_NUW[:, edge[0], edge[1]]
-    count = min(how.edges, int((chosen[0] != 0).sum()))
-    only = EdgeScores(graph, chosen, scores.base_N, scores.other_N, scores.facts)
-    return verify(model, data, only, top=count, sample=0, seed=how.seed).table
+    best = [edge for edge in scores.ranked() if ours(*edge) and edge != (0, graph.logits)][: how.edges]
+    found = verify(model, data, scores, top=best, sample=SAMPLE, seed=how.seed)
+    table = found.table[found.table["chosen"] == "top"].reset_index(drop=True)
+    return table, {"edge_agreement": dict(found.agreement), "edges_missed": dict(found.missed)}
 
 
 def code_scores(model: HFModel, data: TaskSet, seed: int = 0) -> Effects:
     """Heads by how many codes of a sparse autoencoder only clean prompts have; p-values are those of labels swapped within pairs.
 
-    Observational: nothing is intervened on, so what stands for an effect is a count of codes.
+    Observational: nothing is intervened on, so what stands for an effect is a count of codes, below 0 as of
+    heads that the clean prompts have something of; it is no share of anything.
     """
     found = codes.encode(*residual_means(model, data), codes.CodeSettings(seed=seed))
     null, total = label_null(found, seed=seed), len(data)
     facts: dict[str, Any] = {"method": "codes", "component": "residual write, mean over positions", "ablation": None, "direction": None}
     count_NLH = np.repeat(null.score_LH[None].astype(np.float32), total, axis=0)
-    return Effects(count_NLH, np.zeros(total), np.ones(total), 1, facts, null.p_LH)
+    return Effects(-count_NLH, np.zeros(total), np.full(total, np.nan), 1, facts, null.p_LH)
 
 
 def residual_means(model: HFModel, data: TaskSet) -> tuple[np.ndarray, np.ndarray]:

@@ -41,7 +41,7 @@ CLEAN_LOSS = 0.1
 
 @dataclass(frozen=True, eq=False)
 class Ph3:
-    """Memory and context heads of a model. `importance` is signed per head: above 0 memory, below 0 context; `heads` are those pruned when steering away.
+    """Memory and context heads of a model. `importance` has the effects of patching each head: below 0 memory heads, above 0 context heads.
 
     `heads["memory"]` are the memory heads of the size that was best on the validation items, likewise `context`. `sizes` has the validation, `table` the
     test items (`COLUMNS`), `transfer` other relations and formats.
@@ -63,9 +63,9 @@ class Ph3:
     def told(self) -> dict[str, Any]:
         """Heads, importance and tables as plain data."""
         tables = {"sizes": self.sizes, "table": self.table, "transfer": self.transfer}
-        importance = {name: effects.table().to_dict("records") for name, effects in {"logits": self.importance, "probabilities": self.by_probability}.items()}
+        patched = {name: effects.table().to_dict("records") for name, effects in {"logits": self.importance, "probabilities": self.by_probability}.items()}
         heads = {side: [str(head) for head in found] for side, found in self.heads.items()}
-        return {"heads": heads, "importance": importance, **{name: table.to_dict("records") for name, table in tables.items()}, **self.provenance}
+        return {"heads": heads, "effects_of_patching": patched, **{name: table.to_dict("records") for name, table in tables.items()}, **self.provenance}
 
     def labels(self, given: HeadLabels | None = None) -> HeadLabels:
         """Head labels `memory` and `context`, with their importance (0 for heads of the other side) as scores; added to `given` ones of the same model.
@@ -73,7 +73,8 @@ class Ph3:
         Raises `InputError` for labels of another model.
         """
         names = {"memory": "memory", "context": "context"}
-        size_LH = -self.importance.mean_LH.astype(np.float64)
+        effects = self.by_probability if self.provenance.get("score") == "probabilities" else self.importance
+        size_LH = -effects.mean_LH.astype(np.float64)
         scores = {f"ph3_{name}": np.maximum(size_LH if name == "memory" else -size_LH, 0.0) for name in names}
         rules = {
             name: Rule(
@@ -142,6 +143,8 @@ def find(
 
     `text_T` are token ids for perplexity. Raises `InputError` for an unknown score and sizes below 1.
     """
+    if score not in SCORES:
+        raise unknown("score", score, SCORES)
     if not sizes or min(sizes) < 1:
         raise InputError(f"a number of heads to prune is 1 or more, got {sizes}")
     told("path patching", 0, 4)
@@ -194,7 +197,15 @@ def _choose(model: HFModel, data: TaskSet, ranked: Mapping[str, list[Head]], siz
         best = max(range(len(able)), key=lambda place: order[place])
         chosen[side] = tuple(ranked[side][: able[best]])
         rows += [
-            {"steer": steer, "heads": size, **rates(kind_N), "clean": rates(clean_N)["memory"], "margin": float(margin_N.mean()), "chosen": place == best}
+            {
+                "steer": steer,
+                "heads": size,
+                **rates(kind_N),
+                "clean": rates(clean_N)["memory"],
+                "clean_kept": order[place][0],
+                "margin": float(margin_N.mean()),
+                "chosen": place == best,
+            }
             for place, (size, kind_N, margin_N, clean_N) in enumerate(zip(able, kind_SN, margin_SN, clean_SN, strict=True))
         ]
     return chosen, pd.DataFrame(rows)

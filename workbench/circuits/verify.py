@@ -1,6 +1,6 @@
 """How far is an approximation to be believed? The best edges by a first-order score are measured exactly, and so is a random sample of the rest."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 
 from workbench.circuits import statistics
 from workbench.circuits.attribution import EdgeScores
-from workbench.circuits.edges import exact_effects
+from workbench.circuits.edges import Edge, exact_effects
 from workbench.circuits.patching import Progress
 from workbench.circuits.tasks import TaskSet
 from workbench.models import HFModel
@@ -23,7 +23,7 @@ COLUMNS = {
     "low": "lower end of its 95% bootstrap interval over prompts",
     "high": "upper end",
     "p": "sign-flip p-value of the measured change",
-    "q": "the same with the false-discovery rate held over all edges measured",
+    "q": "the same with the false-discovery rate held over the edges measured, not over those that could have been",
     "n": "prompts",
 }
 """What the columns of `Verified.table` mean."""
@@ -47,19 +47,22 @@ def verify(
     data: TaskSet,
     scores: EdgeScores,
     *,
-    top: int = 50,
+    top: int | Sequence[Edge] = 50,
     sample: int = 100,
     share: float = 0.01,
     seed: int = 0,
     progress: Progress = lambda *_: None,
 ) -> Verified:
-    """Measure the `top` edges by |score| and a random `sample` of the others on the same prompts.
+    """Measure the `top` edges by |score| (or those that are named) and a random `sample` of all others.
 
+    Measured on the prompts that the scores come from, the best are flattered: give prompts that were held out.
     An edge counts as missed if it moves the metric by at least `share` of the difference between clean and corrupted prompts.
     Raises `InputError` as `exact_effects` does.
     """
     ranked = scores.ranked()
-    best, rest = ranked[:top], ranked[top:]
+    best = ranked[:top] if isinstance(top, int) else list(top)
+    named = set(best)
+    rest = [edge for edge in ranked if edge not in named]
     drawn = np.random.default_rng(seed).permutation(len(rest))[:sample]
     chosen = [*best, *(rest[place] for place in sorted(drawn))]
     direction, metric = scores.facts["direction"], scores.facts["metric"]

@@ -4,20 +4,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from workbench.cli import show
 from workbench.cli.app import Commands, Device, Dtype, Json, ModelName, Revision, app
+from workbench.cli.circuit_pages import by_ablation, circuit_page, page_table
 from workbench.errors import InputError
 from workbench.sources import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from workbench.circuits.circuit import Circuit
-
-SHOWN = 15
-"""Rows of heads and of edges on the page; the file has all."""
 
 circuit = typer.Typer(
     cls=Commands, no_args_is_help=True, rich_markup_mode="markdown", help="Find the heads that make a behaviour, and test how far to believe it."
@@ -84,19 +79,23 @@ def find(
     from workbench.labels import HeadLabels
 
     how = Search(method, size, target, edges, metric, anyway, seed)
+    _check_out(out, items, held_out)
     given = None if labels is None else HeadLabels.load(labels)
     show.hush_libraries()
     loaded = models.load(model, device=device, dtype=dtype, revision=revision, say=show.remark)
     if given is not None:
         given.check_model(loaded.card)
     prepared = prepare(loaded, task, items + held_out, seed)
-    searched, kept = prepared.split(items / (items + held_out), by if by != "template" or len({item.template for item in prepared.items}) > 1 else "item", seed)
+    if by == "template" and len({item.template for item in prepared.items}) == 1:
+        show.remark("there is one template only: items are held out, not templates")
+        by = "item"
+    searched, kept = prepared.split(items / (items + held_out), by, seed)
     with show.progress() as say:
         made = found_by(loaded, searched, kept, how, lambda done, total: say("scoring edges", done, total))
     written = _write(made, out)
     if labels is not None:
         written.append(made.labels(given).save(labels))
-    return show.as_json({**made.to_json(), "files": written}) if as_json else _page(made, written)
+    return show.as_json({**made.to_json(), "files": written}) if as_json else circuit_page(made, written)
 
 
 @circuit.command()
@@ -120,14 +119,18 @@ def evaluate(
     from workbench import models
     from workbench.circuits.circuit import Circuit
     from workbench.circuits.faithfulness import evaluate as evaluated
+    from workbench.circuits.finding import unseen
     from workbench.circuits.tasks import prepare
 
     loaded_circuit = Circuit.load(file)
     show.hush_libraries()
     loaded = models.load(model, device=device, dtype=dtype, revision=revision, say=show.remark)
     loaded_circuit.check_model(loaded.card)
-    data = prepare(loaded, task or loaded_circuit.task, items, seed)
-    found = evaluated(loaded, data, loaded_circuit.heads, seed=seed, metric=metric)
+    data = unseen(prepare(loaded, task or loaded_circuit.task, items, seed), loaded_circuit)
+    if len(data) < items:
+        show.remark(f"{len(data)} of {items} items were not in the search")
+    chosen = metric or (loaded_circuit.provenance.get("metric") if task is None else None)
+    found = evaluated(loaded, data, loaded_circuit.heads, seed=seed, metric=chosen)
     if as_json:
         return show.as_json({"task": data.task, "table": found.table.to_dict("records"), "minimality": found.minimality.to_dict("records")})
     return show.result(
@@ -190,42 +193,18 @@ def show_circuit(
         written.append(save_html(circuit_figure(made), html))
     if graphml is not None:
         written.append(made.to_graphml(graphml))
-    return show.as_json({**made.to_json(), "files": written}) if as_json else _page(made, written)
+    return show.as_json({**made.to_json(), "files": written}) if as_json else circuit_page(made, written)
+
+
+def _check_out(out: Path, items: int, held_out: int) -> None:
+    if out.suffix != ".json":
+        raise InputError(f"--out takes a .json file, got {out}")
+    if min(items, held_out) < 1:
+        raise InputError("--items and --held-out take 1 or more")
 
 
 def _write(made: "Circuit", out: Path) -> list[Path]:
     from workbench.views.circuit import circuit_figure
     from workbench.views.page import save_html
 
-    if out.suffix != ".json":
-        raise InputError(f"--out takes a .json file, got {out}")
     return [made.save(out), save_html(circuit_figure(made), out.with_suffix(".html")), made.to_graphml(out.with_suffix(".graphml"))]
-
-
-def _page(made: "Circuit", written: list[Path]) -> None:
-    facts = made.provenance
-    right = facts.get("accuracy", {})
-    said = ", ".join(f"{name} {value:.0%}" for name, value in right.items())
-    show.result(f"{made.card.name}, {made.task}: {len(made.heads)} heads by {facts.get('method', '?')} (accuracy: {said})")
-    names = {str(head) for head in made.heads}
-    inside = made.effects[made.effects["head"].isin(names)].head(SHOWN)
-    show.result("", "heads: change of the metric when patched", page_table(inside))
-    if len(made.edges):
-        show.result("", "edges, measured", page_table(made.edges.sort_values("exact", key=abs, ascending=False).head(SHOWN).drop(columns=["chosen", "n"])))
-    show.result("", "on held-out prompts (heads, all positions; MLPs stay)", by_ablation(made.faithfulness))
-    for path in written:
-        show.remark(f"written: {path}")
-
-
-def by_ablation(table: "pd.DataFrame") -> Table:
-    """What `faithfulness.evaluate` measured, a column for each ablation."""
-    turned = table.set_index("ablation").astype(float).T
-    return page_table(turned.rename_axis(columns=None).reset_index(names="measure"))
-
-
-def page_table(frame: "pd.DataFrame") -> Table:
-    """A table of results: three digits, – for what is not known."""
-    made = show.table(*map(str, frame.columns), numbers=tuple(str(name) for name in frame.columns if frame[name].dtype.kind in "fiu"))
-    for row in frame.itertuples(index=False):
-        made.add_row(*("–" if cell is None or cell != cell else f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))  # noqa: PLR0124
-    return made

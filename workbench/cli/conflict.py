@@ -7,7 +7,8 @@ import typer
 
 from workbench.cli import show
 from workbench.cli.app import Device, Dtype, Json, ModelName, Revision, app
-from workbench.cli.circuits import page_table
+from workbench.cli.circuit_pages import page_table
+from workbench.errors import InputError, unknown
 from workbench.sources import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -46,11 +47,15 @@ def ph3(
     """
     from workbench import models
     from workbench.circuits.conflicts import conflict_sets
-    from workbench.circuits.ph3 import SIDES, choose_side, find
+    from workbench.circuits.ph3 import SCORES, SIDES, choose_side, find
     from workbench.labels import HeadLabels
     from workbench.prompts import Prompts
     from workbench.recipes import haystack_text
 
+    if score not in SCORES:
+        raise unknown("score", score, SCORES)
+    if min(items, validation, test, text_tokens - 1) < 1:
+        raise InputError("--items, --validation and --test take 1 or more, --text-tokens 2 or more")
     side, given = choose_side(steer), None if labels is None else HeadLabels.load(labels)
     show.hush_libraries()
     loaded = models.load(model, device=device, dtype=dtype, revision=revision, say=show.remark)
@@ -85,5 +90,7 @@ def _page(found: "Ph3", steer: str) -> None:
         show.result(f"{side} heads: {', '.join(map(str, heads))}")
     rows = found.table[found.table["steer"] == steer]
     show.result("", f"held-out conflicts, steered to {steer} (shares of answers)", page_table(rows.drop(columns="steer")))
+    for name, reason in facts["left_out"].items():
+        show.remark(f"left out: {name}: {reason}")
     if len(found.transfer):
         show.result("", "other relations and formats", page_table(found.transfer))

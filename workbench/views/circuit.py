@@ -11,7 +11,7 @@ from workbench.heads import Head
 HELPS, HARMS = "#0b62a4", "#d97706"
 """Colours of what the metric needs (patching it lowers the metric), and of what works against it."""
 
-COLOURS = "blue: patching it lowers the metric, which needs it; orange: it raises the metric; grey: no single effect"
+COLOURS = "blue: without what it does the metric falls; orange: it rises; grey: no single effect"
 
 EDGES_SHOWN = 60
 
