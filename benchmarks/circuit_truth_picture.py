@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -16,7 +17,7 @@ EXAMPLES, LATENTS, PAIRS = (5, 10, 25, 50, 100), (100, 200, 400), (10, 25, 64)
 USUAL = {"examples": 10, "latents": 200}
 
 
-def sensitivity_rows(data: TaskSet, truth_LH, seeds: Sequence[int] = range(3)) -> pd.DataFrame:  # noqa: ANN001
+def sensitivity_rows(data: TaskSet, truth_LH: np.ndarray, seeds: Sequence[int] = range(3)) -> pd.DataFrame:
     """AUROC by training examples, or size of the code book, by pairs that are coded, seed of the autoencoder, and seed of the model (β = 5, no leak)."""
     tables = []
     for model_seed in seeds:

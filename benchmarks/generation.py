@@ -151,7 +151,7 @@ def variant(model: HFModel, share: float, length: int, rounds: int) -> dict[str,
             clean(device)
             held = torch.cuda.memory_allocated() if device == "cuda" else 0
             cache = applied.cache(length + STEPS + 2 * WARM)
-            spent, first = timed(lambda: prefill(applied, ids, cache), device)  # noqa: B023
+            spent, first = timed(lambda cache=cache: prefill(applied, ids, cache), device)
             seconds += [spent] * (number > 0)
             if number < rounds:
                 del cache

@@ -101,7 +101,10 @@ def check(gates: Gates, layer: dict[str, Tensor], run: Callable[[dict[str, Tenso
         else q.new_zeros(0, 1, q.shape[2]).double()
     )
     if full < k.shape[1]:
-        near = lambda key_K: ((key_K < given.sinks) | (key_K >= tokens - given.window))[None]  # noqa: E731
+
+        def near(key_K: torch.Tensor) -> torch.Tensor:
+            return ((key_K < given.sinks) | (key_K >= tokens - given.window))[None]
+
         z_HRE = torch.cat([z_HRE, softmax_rows(q[0, cut:, None], k[0, full:], v[0, full:], last_R, near, scaling)[0]])
     usual = torch.cat(
         [sdpa_any(q[:, :cut], k[:, :full], v[:, :full])] * (full > 0)

@@ -31,6 +31,7 @@ from torch import Tensor
 from workbench.ops import flex
 from workbench.ops.attend import attend
 from workbench.ops.dense import dense
+from workbench.ops.sink_window import SinkWindow
 
 ORACLE_LENGTHS = {"cuda": 2000, "cpu": 70}
 SAMPLE = 64
@@ -79,7 +80,7 @@ def variants_of(q: Tensor, k: Tensor, v: Tensor, given: argparse.Namespace) -> d
     return {name: run for name, run in made.items() if not any(name.startswith(word) for word in given.without)}
 
 
-def problem_for(name: str, causal, given: argparse.Namespace):  # noqa: ANN001, ANN201
+def problem_for(name: str, causal: SinkWindow, given: argparse.Namespace) -> SinkWindow:
     """What Flex is told beside its mask."""
     return causal if name == "Flex causal" else replace(causal, sinks=given.sinks, window=given.window)
 

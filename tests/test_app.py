@@ -1,5 +1,7 @@
 """Does every page of the dashboard run, say in words what it cannot do, and compute nothing itself?"""
 
+# ruff: noqa: E402 (without streamlit the file is skipped before the dashboard, which imports it, is imported)
+
 import ast
 import json
 import shutil
@@ -10,17 +12,17 @@ import pytest
 
 testing = pytest.importorskip("streamlit.testing.v1", reason="streamlit is not installed: pip install -e '.[app]'")
 
-import chosen  # noqa: E402 it is there only where streamlit is
-import streamlit as st  # noqa: E402
+import chosen
+import streamlit as st
 
-from workbench.formats import FORMATS  # noqa: E402
-from workbench.heads import Head, ModelCard, Shape  # noqa: E402
-from workbench.labels import HeadLabels  # noqa: E402
-from workbench.probes import PROBES  # noqa: E402
-from workbench.rules import RULES  # noqa: E402
-from workbench.runs import Part, Run  # noqa: E402
-from workbench.scores import HeadScores  # noqa: E402
-from workbench.tiny import random_model  # noqa: E402
+from workbench.formats import FORMATS
+from workbench.heads import Head, ModelCard, Shape
+from workbench.labels import HeadLabels
+from workbench.probes import PROBES
+from workbench.rules import RULES
+from workbench.runs import Part, Run
+from workbench.scores import HeadScores
+from workbench.tiny import random_model
 
 APP = Path(chosen.__file__).parent
 FILES = sorted(APP.rglob("*.py"))

@@ -81,7 +81,9 @@ class TestEveryTask:
 
     @pytest.mark.parametrize("source", SOURCES)
     def test_items_fit_a_tokenizer_of_words(self, words, source):
-        keep = lambda _, items: [""] * len(items)  # noqa: E731
+        def keep(_, items):
+            return [""] * len(items)
+
         made = prepare(words, source, 16, keep=keep)
         assert len(made) == 16
         assert len({item.clean for item in made.items}) == 16
