@@ -10,6 +10,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before anything imports nu
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["dashboard", "browsing"]  # fixtures of the dashboard's tests
+
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")

@@ -1,73 +1,29 @@
 """Does every page of the dashboard run, say in words what it cannot do, and compute nothing itself?"""
 
-# ruff: noqa: E402 (without streamlit the file is skipped before the dashboard, which imports it, is imported)
-
 import ast
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-testing = pytest.importorskip("streamlit.testing.v1", reason="streamlit is not installed: pip install -e '.[app]'")
+pytest.importorskip("streamlit", reason="streamlit is not installed: pip install -e '.[app]'")
 
 import chosen
-import streamlit as st
+from dashboard import APP, opened, words
 
 from workbench.formats import FORMATS
 from workbench.heads import Head, ModelCard, Shape
 from workbench.labels import HeadLabels
 from workbench.probes import PROBES
-from workbench.rules import RULES
 from workbench.runs import Part, Run
 from workbench.scores import HeadScores
-from workbench.tiny import random_model
 
-APP = Path(chosen.__file__).parent
+pytestmark = pytest.mark.usefixtures("nothing_is_remembered")
 FILES = sorted(APP.rglob("*.py"))
 VIEWS = ("Distribution", "Two probes", "Agreement", "Table", "Export", "Evidence")
 ONE_HEAD = "app_pages/one_head.py"
 RUNS = "app_pages/runs.py"
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_remembered(monkeypatch):
-    st.cache_resource.clear()
-    st.cache_data.clear()
-    for name in ("WORKBENCH_APP_LABELS", "WORKBENCH_APP_MODEL"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def tiny(tmp_path, monkeypatch):
-    """The dashboard of a random model, which is loaded in place of any other."""
-    model = random_model("llama")
-    scores = {name: np.random.default_rng(seed).random((2, 6)) for seed, name in enumerate(("retrieval", "induction"))}
-    kinds = {Head(1, 4): ("induction", "retrieval"), Head(0, 2): ("induction",)}
-    HeadLabels(model.card, kinds, scores, {name: RULES[name] for name in scores}).save(tmp_path / "heads.json")
-    monkeypatch.setenv("WORKBENCH_APP_LABELS", str(tmp_path / "heads.json"))
-    monkeypatch.setenv("WORKBENCH_APP_MODEL", "tiny")
-    monkeypatch.setattr("workbench.models.load", lambda name: {"tiny": model}[name])
-    return model
-
-
-def opened(page=None, **query):
-    app = testing.AppTest.from_file(str(APP / "main.py"), default_timeout=60)
-    for name, value in query.items():
-        app.query_params[name] = value
-    app.run()
-    if page:
-        app.switch_page(page)
-        for name, value in query.items():
-            app.query_params[name] = value
-        app.run()
-    assert not app.exception
-    return app
-
-
-def words(app):
-    return " ".join(element.value for element in (*app.title, *app.markdown, *app.caption, *app.error, *app.info, *app.warning))
 
 
 def test_it_opens_on_the_bundled_labels_without_loading_a_model(monkeypatch):

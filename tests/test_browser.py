@@ -1,110 +1,21 @@
 """Does the dashboard work as a person uses it? A real browser against a real server, the default model and the bundled labels."""
 
 import json
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from pathlib import Path
 
 import pytest
+from browsing import IN_A_BROWSER, PATIENCE, ROOT, WIDTHS, fits, settled
 
 from workbench.labels import HeadLabels
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
-pytest.importorskip("streamlit", reason="streamlit is not installed: pip install -e '.[app]'")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.model,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to drive; on Debian: apt install chromium"),
-]
-
-ROOT = Path(__file__).resolve().parent.parent
+pytestmark = IN_A_BROWSER
 BUNDLED = ROOT / "reports" / "smollm2-135m" / "heads.json"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
-WIDTHS = (360, 1000, 1800)
-SHOWN = {"heads": ("canvas.cells", ".js-plotly-plot"), "one_head": (".token-map .token", ".js-plotly-plot"), "runs": ("h1", "[data-testid=stAlert]")}
-"""What a page shows when it is ready; there are no runs."""
-PATIENCE = 60_000
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def alive(address):
-    try:
-        with urllib.request.urlopen(f"{address}/_stcore/health", timeout=2) as answer:
-            return answer.status == 200
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
-        return False
-
-
-@pytest.fixture(scope="module")
-def server(smollm2, tmp_path_factory):
-    """The address of a running dashboard; the model lies in the cache already."""
-    port = free_port()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("WORKBENCH_APP_")} | {"WORKBENCH_RUNS": "none"}
-    command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "app" / "main.py"), "--server.headless", "true", "--server.port", str(port)]
-    log = tmp_path_factory.mktemp("server") / "log.txt"
-    with log.open("wb") as written:
-        process = subprocess.Popen(command, cwd=log.parent, env=environment, stdout=written, stderr=written)
-    address, end = f"http://127.0.0.1:{port}", time.monotonic() + 60
-    try:
-        while not alive(address):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < end, "the server did not start in a minute"
-            time.sleep(0.2)
-        yield address
-        assert "Traceback" not in log.read_text(encoding="utf-8")
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(chromium):
-    """A page of 1,000 px that must not complain, nor ask anybody but this machine."""
-    made = chromium.new_page(viewport={"width": 1000, "height": 1400})
-    made.set_default_timeout(PATIENCE)
-    wrong = []
-    made.on("pageerror", lambda error: wrong.append(str(error)))
-    made.on("request", lambda request: None if re.match(r"(data|blob):|\w+://127\.0\.0\.1", request.url) else wrong.append(request.url))
-    yield made
-    made.close()
-    assert not wrong
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Where screenshots go: the folder that WORKBENCH_SCREENSHOTS names, else one of pytest."""
-    folder = Path(os.environ.get("WORKBENCH_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def settled(page):
-    """Wait until Streamlit has nothing left to do."""
-    page.wait_for_timeout(300)
-    page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
-    page.wait_for_timeout(300)
+PAGES = {
+    "heads": ("", ("canvas.cells", ".js-plotly-plot")),
+    "one_head": ("one_head?head=L18H6&ablate=true&row=22", (".token-map .token", ".js-plotly-plot")),
+    "runs": ("runs", ("h1", "[data-testid=stAlert]")),
+}
+"""The address of a page, and what it shows when it is ready; there are no runs."""
 
 
 def place_of(page, layer, head):
@@ -235,18 +146,6 @@ def test_the_text_is_read_by_keyboard(page, server):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_it_fits_every_width(chromium, server, pictures, width, scheme):
-    context = chromium.new_context(viewport={"width": width, "height": 1500}, color_scheme=scheme)
-    page = context.new_page()
-    page.set_default_timeout(PATIENCE)
-    try:
-        for name, address in (("heads", ""), ("one_head", "one_head?head=L18H6&ablate=true&row=22"), ("runs", "runs")):
-            page.goto(f"{server}/{address}")
-            for selector in SHOWN[name]:
-                page.locator(selector).first.wait_for()
-            settled(page)
-            page.screenshot(path=pictures / f"{name}_{width}_{scheme}.png")
-            assert page.evaluate("() => document.documentElement.scrollWidth") <= width
-            assert all(page.locator(selector).first.bounding_box()["width"] <= width for selector in SHOWN[name])
-    finally:
-        context.close()
+@pytest.mark.parametrize("name", PAGES)
+def test_it_fits_every_width(chromium, server, pictures, name, width, scheme):
+    fits(chromium, server, pictures, name, *PAGES[name], width, scheme)
