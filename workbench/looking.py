@@ -55,10 +55,10 @@ class Without:
 def look(model: HFModel, text: str, head: Head) -> Look:
     """Where one head looks on a text. Raises `InputError` for a head that is not there, and for a text without tokens or of more than `MOST_TOKENS`."""
     model.shape.check(head)
-    prompts = _prompts(model, text)
+    prompts = text_prompts(model, text)
     seen = capture(model, prompts, [Pattern(), Received()], layers=[head.layer])
     pattern_QK, received_K = seen[Pattern()][0, 0, head.index], seen[Received()][0, 0, head.index]
-    return Look(head, _texts(model, prompts.ids_BT[0]), pattern_QK, received_K, seen.provenance)
+    return Look(head, token_texts(model, prompts.ids_BT[0]), pattern_QK, received_K, seen.provenance)
 
 
 def without(model: HFModel, text: str, heads: Sequence[Head], seed: int = 0) -> Without:
@@ -66,7 +66,7 @@ def without(model: HFModel, text: str, heads: Sequence[Head], seed: int = 0) -> 
 
     Where a layer has too few others, the control takes those there are. Raises `InputError` as `look` does.
     """
-    prompts, controls = _prompts(model, text), _controls(model, heads, seed)
+    prompts, controls = text_prompts(model, text), others(model, heads, seed)
     ids_T = torch.as_tensor(prompts.ids_BT[0].copy(), device=model.device)
     logprob_3TV = [_predicted(model, ids_T, some) for some in ((), heads, controls)]
     last_3V = [logprob_TV[-1].exp() for logprob_TV in logprob_3TV]
@@ -78,8 +78,8 @@ def without(model: HFModel, text: str, heads: Sequence[Head], seed: int = 0) -> 
     return Without(
         tuple(heads),
         controls,
-        pd.DataFrame({"token": _texts(model, likely), **following}).sort_values("whole", ascending=False, ignore_index=True),
-        pd.DataFrame({"token": _texts(model, prompts.ids_BT[0][1:]), **lost}),
+        pd.DataFrame({"token": token_texts(model, likely), **following}).sort_values("whole", ascending=False, ignore_index=True),
+        pd.DataFrame({"token": token_texts(model, prompts.ids_BT[0][1:]), **lost}),
     )
 
 
@@ -90,7 +90,7 @@ def writes(model: HFModel, text: str, head: Head, count: int = 8) -> pd.DataFram
     of the vocabulary, 1 the most raised. A token stands for itself by its effective embedding W_E + MLP0(W_E). Raises `InputError` as `look` does.
     """
     model.shape.check(head)
-    ids = list(dict.fromkeys(_prompts(model, text).ids_BT[0].tolist()))
+    ids = list(dict.fromkeys(text_prompts(model, text).ids_BT[0].tolist()))
     weights = Weights(model.weights, model.shape, tokenizer=model.tokenizer)
     with model.lock, torch.inference_mode():
         ids_T = on(weights, ids)
@@ -98,11 +98,12 @@ def writes(model: HFModel, text: str, head: Head, count: int = 8) -> pd.DataFram
         own_T1 = logits_TV.gather(1, ids_T[:, None])
         raised_TC, lowered_TC = (logits_TV.topk(count, largest=largest).indices.cpu().numpy() for largest in (True, False))
         place_T = (logits_TV > own_T1).sum(1).cpu().numpy() + 1
-    raises, lowers = ([list(_texts(model, row)) for row in found_TC] for found_TC in (raised_TC, lowered_TC))
-    return pd.DataFrame({"token": _texts(model, ids), "raises": raises, "lowers": lowers, "itself": place_T})
+    raises, lowers = ([list(token_texts(model, row)) for row in found_TC] for found_TC in (raised_TC, lowered_TC))
+    return pd.DataFrame({"token": token_texts(model, ids), "raises": raises, "lowers": lowers, "itself": place_T})
 
 
-def _prompts(model: HFModel, text: str) -> Prompts:
+def text_prompts(model: HFModel, text: str) -> Prompts:
+    """A text as one prompt. Raises `InputError` for a model without a tokenizer, and for a text without tokens or of more than `MOST_TOKENS`."""
     if model.tokenizer is None:
         raise InputError(f"{model.name} has no tokenizer, so that it cannot read a text")
     prompts = Prompts.from_text(model, text)
@@ -111,14 +112,14 @@ def _prompts(model: HFModel, text: str) -> Prompts:
     return prompts
 
 
-def _controls(model: HFModel, heads: Sequence[Head], seed: int) -> tuple[Head, ...]:
-    """As many heads of the same layers, none of them among `heads`."""
+def others(model: HFModel, heads: Sequence[Head], seed: int) -> tuple[Head, ...]:
+    """As many heads of the same layers, none of them among `heads`, drawn from `seed`; where a layer has too few, those there are."""
     dice, taken = np.random.default_rng(seed), set(heads)
     found: list[Head] = []
     for layer in sorted({head.layer for head in heads}):
-        others = [index for index in range(model.shape.n_heads) if Head(layer, index) not in taken]
-        wanted = min(len(others), sum(head.layer == layer for head in heads))
-        found += [Head(layer, int(index)) for index in sorted(dice.choice(others, wanted, replace=False))] if wanted else []
+        free = [index for index in range(model.shape.n_heads) if Head(layer, index) not in taken]
+        wanted = min(len(free), sum(head.layer == layer for head in heads))
+        found += [Head(layer, int(index)) for index in sorted(dice.choice(free, wanted, replace=False))] if wanted else []
     return tuple(found)
 
 
@@ -127,5 +128,6 @@ def _predicted(model: HFModel, ids_T: Int[Tensor, " T"], heads: Sequence[Head]) 
         return hf(ids_T[None], use_cache=False).logits[0].float().log_softmax(-1)
 
 
-def _texts(model: HFModel, ids: Sequence[int] | np.ndarray) -> tuple[str, ...]:
+def token_texts(model: HFModel, ids: Sequence[int] | np.ndarray) -> tuple[str, ...]:
+    """Tokens as text, one by one."""
     return tuple(model.tokenizer.decode([int(token)]) for token in ids)

@@ -1,5 +1,8 @@
 """What is a head, and what is lost without it? Its scores with their rules, and next tokens with and without heads."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -10,8 +13,8 @@ from workbench.rules import rule_text
 from workbench.scores import HeadScores
 from workbench.views.page import evidence_text
 
-VARIANTS = {"whole": ("with all heads", "#999999"), "without": ("without", "#d55e00"), "control": ("without others of the same layers", "#0072b2")}
-"""The columns of `looking.Without`: what they are, and their colours."""
+VARIANTS = {"whole": ("with all heads", "#999999"), "without": ("without {}", "#d55e00"), "control": ("without others of the same layers", "#0072b2")}
+"""The columns of `looking.Without`: what they are (`{}` is the name of the heads), and their colours."""
 
 
 def head_table(labels: HeadLabels, head: Head, scores: HeadScores | None = None) -> pd.DataFrame:
@@ -51,12 +54,15 @@ def _behind(scores: HeadScores | None, probe: str, head: Head) -> dict[str, obje
     return {"interval": "one sample" if np.isnan(low) else f"{low:.3f} – {high:.3f}", "null": null}
 
 
-def following_figure(following: pd.DataFrame, name: str) -> go.Figure:
-    """The next tokens behind the text as bars, their probability with all heads, without `name`, and without controls: `looking.Without.following`."""
+def following_figure(following: pd.DataFrame, name: str, variants: Mapping[str, tuple[str, str]] = MappingProxyType(VARIANTS)) -> go.Figure:
+    """The next tokens behind a text as bars, one for each column of `variants` with its probability.
+
+    By default with all heads, without `name`, and without controls, as `looking.Without.following` has them.
+    """
     figure = go.Figure()
     places = list(range(len(following)))
-    for column, (words, colour) in VARIANTS.items():
-        told = f"{words} {name}" if column == "without" else words
+    for column, (words, colour) in variants.items():
+        told = words.format(name)
         figure.add_bar(y=places, x=following[column], name=told, orientation="h", marker={"color": colour}, hovertemplate="%{x:.4f}<extra>" + told + "</extra>")
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"}
     figure.update_layout(template="plotly_white", height=110 + 34 * len(places), legend=legend, margin={"t": 60, "l": 10, "r": 10, "b": 10})
@@ -71,7 +77,7 @@ def lost_figure(lost: pd.DataFrame, name: str) -> go.Figure:
     places = list(range(1, len(lost) + 1))
     for column in ("without", "control"):
         words, colour = VARIANTS[column]
-        told = f"{words} {name}" if column == "without" else words
+        told = words.format(name)
         figure.add_bar(x=places, y=lost["whole"] - lost[column], name=told, marker={"color": colour}, customdata=[repr(token) for token in lost["token"]],
                        hovertemplate="token %{x} %{customdata}<br>%{y:+.3f} nats<extra></extra>")  # fmt: skip
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
