@@ -2,6 +2,7 @@
 
 from workbench.views.attention import attention_figure
 from workbench.views.canvas import head_canvas, script, token_canvas
+from workbench.views.export import TABLES, camera, figure_bytes, save_figure, save_table, table_bytes
 from workbench.views.heads import Panel, head_map, panel, panels, text_map
 from workbench.views.one_head import following_figure, head_table, lost_figure
 from workbench.views.page import evidence_lines, evidence_text, save_html
@@ -10,13 +11,16 @@ from workbench.views.scores import agreement_figure, distribution_figure, pair_f
 from workbench.views.successor import class_figure
 
 __all__ = [
+    "TABLES",
     "Panel",
     "agreement_figure",
     "attention_figure",
+    "camera",
     "class_figure",
     "distribution_figure",
     "evidence_lines",
     "evidence_text",
+    "figure_bytes",
     "following_figure",
     "head_canvas",
     "head_map",
@@ -26,8 +30,11 @@ __all__ = [
     "panel",
     "panels",
     "quality_figure",
+    "save_figure",
     "save_html",
+    "save_table",
     "script",
+    "table_bytes",
     "text_map",
     "token_canvas",
 ]

@@ -34,16 +34,21 @@ h2 {{ font-size: 14px; margin: 10px 0 2px; }}
 
 
 def save_html(figure: go.Figure, path: str | Path) -> Path:
-    """Write a figure as one self-contained page (plotly.js inside, no network needed) with its evidence and provenance below.
+    """Write a figure as one self-contained page; see `page_of`.
 
     An older file stays intact until the new one is complete. Raises `InputError` where it cannot be written.
     """
+    return write_text(path, page_of(figure))
+
+
+def page_of(figure: go.Figure, plotly: str | bool = True) -> str:
+    """A figure as one page, its evidence and provenance below. plotly.js is inside, and no network is needed; or `plotly` names a file beside the page."""
     meta = figure.layout.meta or {}
-    inside = figure.to_html(full_html=False, include_plotlyjs=True, include_mathjax=False, config={"displaylogo": False, "responsive": True})
+    inside = figure.to_html(full_html=False, include_plotlyjs=plotly, include_mathjax=False, config={"displaylogo": False, "responsive": True})
     sections = [("Evidence", evidence_lines(meta.get("evidence", {}))), ("Made from", meta.get("facts", {}))]
     footer = "\n".join(f"<h2>{title}</h2>\n{_definitions(entries)}" for title, entries in sections if entries)
     title = html.escape(f"{meta.get('model', 'a model')}: attention heads")
-    return write_text(path, _PAGE.format(title=title, figure=inside, footer=footer))
+    return _PAGE.format(title=title, figure=inside, footer=footer)
 
 
 def _definitions(entries: dict[str, str]) -> str:

@@ -1,0 +1,78 @@
+"""How do a figure and a table leave the workbench? A figure as a page, a picture or a drawing; a table as CSV or Parquet."""
+
+import io
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from workbench.errors import InputError, unknown
+from workbench.files import write_file
+from workbench.views.page import page_of
+
+PICTURES = (".png", ".svg")
+FIGURES = (".html", *PICTURES)
+TABLES = (".csv", ".parquet")
+"""The endings that a figure and a table can have."""
+
+SCALE = 2
+"""Pixels of a PNG for each pixel of the screen."""
+
+NO_KALEIDO = "pictures need kaleido: pip install 'attention-head-workbench[images]'; a page, .html, needs nothing"
+NO_BROWSER = "pictures need a Chromium or Chrome on this machine (on Debian: apt install chromium), which draws them; a page, .html, needs nothing"
+
+
+def figure_bytes(figure: go.Figure, ending: str = ".html") -> bytes:
+    """A figure as the bytes of a file: `.html` a self-contained page with what made it, `.png` or `.svg` a picture of its own size.
+
+    Pictures are drawn by kaleido in a Chromium of this machine, without a network. Raises `InputError` for another ending, and where one of both is missing.
+    """
+    if ending == ".html":
+        return page_of(figure).encode()
+    if ending not in PICTURES:
+        raise unknown("kind of figure", ending, FIGURES)
+    if find_spec("kaleido") is None:
+        raise InputError(NO_KALEIDO)
+    from choreographer.errors import ChromeNotFoundError
+    from kaleido import calc_fig_sync
+
+    size = {"width": figure.layout.width or 900, "height": figure.layout.height or 500}
+    try:
+        return calc_fig_sync(figure, opts={"format": ending[1:], "scale": SCALE if ending == ".png" else 1, **size}, kopts={"mathjax": False})
+    except ChromeNotFoundError as error:
+        raise InputError(NO_BROWSER) from error
+
+
+def save_figure(figure: go.Figure, path: str | Path) -> Path:
+    """Write a figure as its name ends; see `figure_bytes`. An older file stays intact until the new one is complete."""
+    content = figure_bytes(figure, Path(path).suffix)
+    return write_file(path, lambda part: part.write_bytes(content))
+
+
+def table_bytes(table: pd.DataFrame, ending: str = ".csv") -> bytes:
+    """A table as the bytes of a file, `.csv` or `.parquet`, without its index. Raises `InputError` for another ending, and for what Parquet cannot hold."""
+    if ending not in TABLES:
+        raise unknown("kind of table", ending, TABLES)
+    if ending == ".csv":
+        return table.to_csv(index=False).encode()
+    packed = io.BytesIO()
+    try:
+        table.to_parquet(packed, index=False)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"this table cannot be written as Parquet: {error}") from error
+    return packed.getvalue()
+
+
+def save_table(table: pd.DataFrame, path: str | Path) -> Path:
+    """Write a table as its name ends; see `table_bytes`. An older file stays intact until the new one is complete."""
+    content = table_bytes(table, Path(path).suffix)
+    return write_file(path, lambda part: part.write_bytes(content))
+
+
+def camera(name: str, ending: str = ".png") -> dict[str, Any]:
+    """The settings of a figure in a browser whose camera button saves a picture called `name`, `.png` or `.svg`, as the browser draws it."""
+    if ending not in PICTURES:
+        raise unknown("kind of picture", ending, PICTURES)
+    return {"displaylogo": False, "toImageButtonOptions": {"format": ending[1:], "filename": name, "scale": SCALE if ending == ".png" else 1}}
