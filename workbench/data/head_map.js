@@ -1,4 +1,4 @@
-// A layer × head map on a canvas. Layers downwards, heads to the right; a shade is a score, a ring a labelled head.
+// A layer × head map on a canvas. Layers downwards, heads to the right; a shade is a score, a faint grey none, a ring a labelled head.
 // Hovering or the arrow keys tell a head; a click or Enter chooses it: `setTriggerValue("head", "L17H3")`.
 
 const memory = new WeakMap();
@@ -15,6 +15,12 @@ function mixed(shades, part) {
   const rgb = (text) => [1, 3, 5].map((start) => parseInt(text.slice(start, start + 2), 16));
   const [from, to] = [rgb(shades[low]), rgb(shades[high])];
   return `rgb(${from.map((value, i) => Math.round(value + (to[i] - value) * (place - low))).join(",")})`;
+}
+
+function spread(scores) {
+  const low = scores.reduce((a, b) => Math.min(a, b), 0);
+  const top = scores.reduce((a, b) => Math.max(a, b), -Infinity);
+  return [low, top > low ? top : low + 1];
 }
 
 function made(tag, name, parent) {
@@ -45,15 +51,14 @@ export default function ({ data, parentElement, setTriggerValue }) {
   memory.set(parentElement, state);
   const { root, plot, rows, canvas, columns, tip, legend, said } = state;
   const [header, scores] = opened(data);
-  const low = scores.reduce((a, b) => Math.min(a, b), 0);
-  const top = scores.reduce((a, b) => Math.max(a, b), -Infinity);
-  const high = top > low ? top : low + 1;
+  const [low, high] = header.range ?? spread(scores);
   let size = { width: 10, height: 10 };
   if (state.cursor && (state.cursor[0] >= header.layers || state.cursor[1] >= header.heads)) state.cursor = null;
 
   const name = ([layer, head]) => `L${layer}H${head}`;
   const number = ([layer, head]) => layer * header.heads + head;
-  const told = (cell) => `${name(cell)}: ${header.title} ${scores[number(cell)].toFixed(3)}; ${header.labels[number(cell)] || "no label"}`;
+  const value = (cell) => (Number.isNaN(scores[number(cell)]) ? "–" : scores[number(cell)].toFixed(3));
+  const told = (cell) => `${name(cell)}: ${header.title} ${value(cell)}; ${header.labels[number(cell)] || "no label"}`;
 
   function ticks() {
     const every = (pixels, wanted) => [1, 2, 4, 5, 8, 10, 16, 20, 32].find((step) => step * pixels >= wanted) ?? 32;
@@ -73,7 +78,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
     pen.clearRect(0, 0, canvas.width, canvas.height);
     for (let layer = 0; layer < header.layers; layer++)
       for (let head = 0; head < header.heads; head++) {
-        pen.fillStyle = mixed(header.shades, (scores[layer * header.heads + head] - low) / (high - low));
+        const score = scores[layer * header.heads + head];
+        pen.fillStyle = Number.isNaN(score) ? "#8882" : mixed(header.shades, (score - low) / (high - low));
         pen.fillRect(head * size.width, layer * size.height, size.width - gap, size.height - gap);
       }
     const radius = Math.max(2, Math.min(size.width, size.height) * 0.22);
@@ -126,7 +132,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     if (cell) {
       tip.replaceChildren();
       made("b", "", tip).append(name(cell));
-      made("div", "", tip).append(`${header.title} ${scores[number(cell)].toFixed(3)}`);
+      made("div", "", tip).append(`${header.title} ${value(cell)}`);
       made("div", "", tip).append(header.labels[number(cell)] || "no label");
       const left = canvas.offsetLeft + (cell[1] + 1) * size.width + 6;
       tip.style.left = `${Math.max(0, Math.min(left, root.clientWidth - tip.offsetWidth))}px`;
@@ -162,7 +168,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   if (header.meaning) {
     const mark = made("span", "", legend);
     made("span", "ring", mark);
-    mark.append(`${header.marked.length} labelled ${header.meaning}`);
+    mark.append(header.mark ?? `${header.marked.length} labelled ${header.meaning}`);
   }
   sized();
   const watcher = new ResizeObserver(sized);

@@ -1,7 +1,7 @@
 """How do the results look? Figures and text from what others computed; nothing is computed here. The only part that imports plotly."""
 
 from workbench.views.attention import attention_figure
-from workbench.views.canvas import head_canvas, script, token_canvas
+from workbench.views.canvas import head_canvas, script, signed_canvas, token_canvas
 from workbench.views.export import TABLES, camera, figure_bytes, save_figure, save_table, table_bytes
 from workbench.views.heads import Panel, head_map, panel, panels, text_map
 from workbench.views.one_head import following_figure, head_table, lost_figure
@@ -34,6 +34,7 @@ __all__ = [
     "save_html",
     "save_table",
     "script",
+    "signed_canvas",
     "table_bytes",
     "text_map",
     "token_canvas",

@@ -5,7 +5,7 @@ numbers, float32. A dashboard and a notebook send the same.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -19,6 +19,8 @@ from workbench.labels import HeadLabels
 from workbench.views.heads import Panel
 
 SHADES = tuple(plotly.colors.sequential.Cividis)
+SIGNED = ("#0b62a4", "#f7f7f7", "#d97706")
+"""Below 0, at 0, above: two hues that no kind of colour blindness confuses."""
 
 
 def head_canvas(labels: HeadLabels, shown: Panel, chosen: Head | None = None) -> bytes:
@@ -34,6 +36,27 @@ def head_canvas(labels: HeadLabels, shown: Panel, chosen: Head | None = None) ->
         "shades": SHADES,
     }
     return _message(header, shown.score_LH)
+
+
+def signed_canvas(value_LH: Float[np.ndarray, "L H"], title: str, told: Sequence[str], marked: Collection[Head] = (), mark: str = "") -> bytes:
+    """A layer × head map of numbers that may be below 0: blue below, orange above, white at 0, faint grey where there is none (NaN).
+
+    `told` is what hovering adds for every head, layer by layer; `mark` tells what the rings around `marked` heads mean.
+    """
+    largest = float(np.abs(np.nan_to_num(value_LH)).max(initial=0.0)) or 1.0
+    header = {
+        "layers": len(value_LH),
+        "heads": value_LH.shape[1],
+        "title": title,
+        "meaning": mark,
+        "mark": mark,
+        "marked": [[head.layer, head.index] for head in marked],
+        "chosen": None,
+        "labels": list(told),
+        "shades": SIGNED,
+        "range": [-largest, largest],
+    }
+    return _message(header, value_LH)
 
 
 def token_canvas(
