@@ -1,5 +1,6 @@
 """The command line: each command parses, makes one call, and shows. Results go to stdout, everything else to stderr."""
 
+from workbench import jobs
 from workbench.cli import calibrating, circuits, conflict, lists, mapping, measuring, outputs, policy, sinks, successor, verifying
 from workbench.cli.app import app
 
@@ -8,4 +9,5 @@ __all__ = ["app", "calibrating", "circuits", "conflict", "lists", "main", "mappi
 
 def main() -> None:
     """Run the command line. Exit codes: 0 it worked, 2 the user gave something that cannot be used, 1 a bug of the workbench."""
-    app(prog_name="workbench")
+    with jobs.running():
+        app(prog_name="workbench")

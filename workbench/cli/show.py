@@ -13,6 +13,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from workbench import jobs
+
 
 def _console() -> Console:
     """Stdout: as wide as the terminal, or 100 characters elsewhere."""
@@ -52,7 +54,7 @@ def table(*columns: str, numbers: tuple[str, ...] = (), header: bool = True) -> 
 
 @contextmanager
 def progress() -> Generator[Callable[[str, int, int], None]]:
-    """A function to call with what is done, how many tasks of how many: a bar on a terminal, else a line per kind of task."""
+    """A function to call with what is done, how many tasks of how many: a bar on a terminal, else a line per kind of task; a job's also goes to its folder."""
     console = Console(stderr=True, highlight=False, markup=False)
     if not console.is_terminal:
         yield _Lines()
@@ -78,6 +80,7 @@ class _Lines:
         self._said = ""
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        jobs.report(what, done, total)
         if what != self._said:
             remark(f"[{done}/{total}] {what}")
             self._said = what
