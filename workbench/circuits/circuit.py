@@ -1,7 +1,7 @@
 """What is a circuit, as an object? Heads and edges with their effects, how faithful they are, and what made it; saved, loaded, exported."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from workbench.errors import InputError
 from workbench.files import write_file, write_text
@@ -17,8 +18,20 @@ from workbench.labels import HeadLabels
 from workbench.rules import Rule
 
 SCHEMA = "workbench.circuit/1"
-TABLES = ("effects", "edges", "faithfulness", "minimality")
-"""The tables of a circuit: of all heads (`effects.COLUMNS`), of edges measured (`verify.COLUMNS`), and of `faithfulness.evaluate`."""
+TABLES = {
+    "effects": ("head", "effect", "low", "high", "normalised", "n"),
+    "edges": ("edge", "exact"),
+    "faithfulness": ("ablation", "faithfulness", "low", "high"),
+    "minimality": ("head", "ablation", "drop"),
+}
+"""The tables of a circuit, and the columns without which it is none: of all heads (`effects.COLUMNS`), of edges measured (`verify.COLUMNS`), and of
+`faithfulness.evaluate`."""
+
+NAMES = ("head", "edge", "ablation")
+"""Those of them that are text; the others are numbers."""
+
+MOST_HEADS = 2**16
+"""More heads than any model has."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,20 +69,54 @@ class Circuit:
     def load(cls, path: str | Path) -> "Circuit":
         """Read a circuit. Raises `InputError` for a file that is none, naming what is missing."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            content = Path(path).read_bytes()
+        except OSError as error:
             raise InputError(f"cannot read a circuit from {path}: {error}") from error
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            raise InputError(f"{path} is no circuit ({SCHEMA}); `workbench circuit find` writes one")
+        return cls.parse(content, str(path))
+
+    @classmethod
+    def parse(cls, content: bytes, name: str) -> "Circuit":
+        """A circuit from the bytes of a file called `name`. Raises `InputError` for what is none, naming what is missing or does not fit its model."""
         try:
-            tables = {name: _frame(data[name]) for name in TABLES}
-            return cls(ModelCard.from_json(data["model"]), data["task"], tuple(map(Head.parse, data["heads"])), **tables, provenance=data["provenance"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: not a complete circuit: {type(error).__name__} {error}") from error
+            data = json.loads(content.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"cannot read a circuit from {name}: {error}") from error
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            raise InputError(f"{name} is no circuit ({SCHEMA}); `workbench circuit find` writes one")
+        try:
+            card = ModelCard.from_json(data["model"])
+            if card.shape.n_layers * card.shape.n_heads > MOST_HEADS:
+                raise InputError(f"a model of {card.shape.n_layers} × {card.shape.n_heads} heads")
+            tables = {table: _frame(data[table], columns) for table, columns in TABLES.items()}
+            made = cls(card, str(data["task"]), tuple(map(Head.parse, data["heads"])), **tables, provenance=dict(data["provenance"]))
+            made._check_nodes()
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise InputError(f"{name}: not a complete circuit: {type(error).__name__} {error}") from error
+        return made
+
+    def _check_nodes(self) -> None:
+        """Raise `ValueError` unless every head and edge that the tables name is one of the model, and named once."""
+        if len({*self.heads}) < len(self.heads) or self.effects["head"].duplicated().any() or self.minimality.duplicated(["head", "ablation"]).any():
+            raise InputError("a head that is there twice")
+        for head in {*self.effects["head"], *self.minimality["head"]}:
+            self.card.shape.check(Head.parse(head))
+        for node, facts in self.graph().nodes(data=True):
+            if "H" in node:
+                self.card.shape.check(Head.parse(node))
+            elif not -1 <= facts["layer"] <= self.card.shape.n_layers:
+                raise InputError(f"no {node} in a model of {self.card.shape.n_layers} layers")
 
     def check_model(self, card: ModelCard) -> None:
         """Raise `InputError` unless the circuit is of this very model."""
         HeadLabels(self.card, {}, {}).check_model(card)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row for each of its heads, best first: its effect, and what its leaving costs the circuit under each ablation (`resample_drop`, …)."""
+        names = pd.DataFrame({"head": pd.Series(map(str, self.heads), dtype=str)})
+        drops = self.minimality.pivot_table(index="head", columns="ablation", sort=False)
+        drops.columns = [f"{ablation}_{name}" for name, ablation in drops.columns]
+        return names.merge(self.effects, how="left", on="head").merge(drops.reset_index(), how="left", on="head")
 
     def graph(self) -> nx.DiGraph:
         """Heads, input and logits as nodes (layer, effect), measured edges as edges (branch, effect); heads without edges are there too."""
@@ -136,11 +183,15 @@ class Circuit:
         )
 
 
-def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """A table from plain data, in which numbers that are not finite are null."""
-    frame = pd.DataFrame(rows)
+def _frame(rows: list[dict[str, Any]], needed: Sequence[str]) -> pd.DataFrame:
+    """A table from plain data, in which numbers that are not finite are null. Raises `ValueError` for a table without the columns that are needed."""
+    frame = pd.DataFrame(rows, columns=None if rows else list(needed))
+    if missing := [name for name in needed if name not in frame]:
+        raise InputError(f"a table without {', '.join(missing)}")
+    if wrong := [name for name in needed if name in NAMES and not all(isinstance(cell, str) for cell in frame[name])]:
+        raise InputError(f"{wrong[0]} is no text")
     blank = [name for name in frame if frame[name].isna().any() and not any(isinstance(cell, str) for cell in frame[name])]
-    return frame.astype(dict.fromkeys(blank, float))
+    return frame.astype(dict.fromkeys({*blank, *(name for name in needed if name not in NAMES and not is_numeric_dtype(frame[name]))}, float))
 
 
 def _layer(node: str) -> int:
