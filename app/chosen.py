@@ -15,6 +15,7 @@ from workbench.scores import HeadScores
 
 if TYPE_CHECKING:
     from workbench.models import HFModel
+    from workbench.plan import Sketch
 
 UPLOAD = "labels_file"
 LABELS_MB = 20
@@ -76,6 +77,15 @@ def file_name() -> str:
     return upload.name if upload is not None and not refused() else _default().name
 
 
+def beside(name: str) -> bytes | None:
+    """A file that lies beside the labels which the dashboard was started with, if those are of the model that is shown; None if there is none."""
+    try:
+        _parsed(_default().read_bytes(), str(_default())).check_model(labels().card)
+        return _default().with_name(name).read_bytes()
+    except (OSError, InputError):
+        return None
+
+
 def head_of(text: str, found: HeadLabels) -> Head:
     """A head by its name. Says so where the model has none of that name."""
     with told():
@@ -87,21 +97,39 @@ def head_of(text: str, found: HeadLabels) -> Head:
 
 def model(found: HeadLabels) -> "HFModel":
     """The model of the labels, loaded once for all. Only models of the catalogue are, and the one that the dashboard was started with."""
-    from workbench.sources import CATALOGUE
-
-    started = os.environ.get("WORKBENCH_APP_MODEL") or None
-    name = started or found.card.name
+    name = model_name(found)
     with told():
-        if started is None and name not in CATALOGUE:
-            raise InputError(
-                f"these labels are of {name!r}, which is none of the models that the dashboard loads by itself ({', '.join(CATALOGUE)}); "
-                "start it with `make app MODEL=…` to name another"
-            )
         with st.spinner(f"Loading {name}"):
             loaded = _model(name)
         found.check_model(loaded.card)
         return loaded
     raise AssertionError
+
+
+def model_name(found: HeadLabels) -> str:
+    """What the model of the labels is loaded by: its name in the catalogue, or what the dashboard was started with."""
+    from workbench.sources import CATALOGUE
+
+    started = os.environ.get("WORKBENCH_APP_MODEL") or None
+    with told():
+        if started is None and found.card.name not in CATALOGUE:
+            raise InputError(
+                f"these labels are of {found.card.name!r}, which is none of the models that the dashboard loads by itself ({', '.join(CATALOGUE)}); "
+                "start it with `make app MODEL=…` to name another"
+            )
+    return started or found.card.name
+
+
+def sketch(found: HeadLabels) -> "Sketch":
+    """The model of the labels without its weights, for what a computation would cost."""
+    with told():
+        return _sketch(model_name(found))
+    raise AssertionError
+
+
+def runs() -> Path:
+    """The folder of the runs, which `WORKBENCH_RUNS` names."""
+    return Path(os.environ.get("WORKBENCH_RUNS") or "runs")
 
 
 def _sentence(error: InputError) -> str:
@@ -129,3 +157,11 @@ def _model(name: str) -> "HFModel":
     from workbench.models import load
 
     return load(name)
+
+
+@st.cache_resource(max_entries=1, show_spinner=False)
+def _sketch(name: str) -> "Sketch":
+    from workbench.plan import sketch
+    from workbench.sources import locate
+
+    return sketch(locate(name))
