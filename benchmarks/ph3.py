@@ -25,8 +25,13 @@ from workbench.scores import rank_agreement
 WHAT = (
     "`memory`, `context` and `other` are shares of the answers to held-out conflicts (subjects apart from those of the search): what the model knows, what the "
     "text states, neither. Pruned heads have z = 0 at all positions; their number was chosen on validation conflicts, among those that cost at most 0.1 of the "
-    "closed-book accuracy where any does. `random` are as many heads of the same layers, `gradient` those that first-order effects rank first. Means of seeds."
+    "closed-book accuracy where any does. `random` are as many heads of the same layers, `gradient` those that first-order effects rank first. "
+    "Means of seeds; `_low` and `_high` are the ends of 95% Wilson intervals of one seed, averaged likewise."
 )
+
+
+MEANT = ("memory", "memory_low", "memory_high", "context", "context_low", "context_high", "other", "clean", "perplexity", "heads", "n")
+"""Columns of the table, means of seeds; the ends of intervals are those of one seed's items."""
 
 
 def overlap(found: list[Ph3], side: str) -> float:
@@ -68,7 +73,7 @@ def main() -> None:
         found.append(find(model, data, text_T=text_T))
     found[0].labels().save(given.out.with_suffix(".json"))
     rows = pd.concat([one.table.assign(seed=seed) for seed, one in zip(given.seeds, found, strict=True)])
-    table = rows.groupby(["steer", "way"], sort=False)[["memory", "context", "other", "clean", "perplexity", "heads", "n"]].mean().reset_index()
+    table = rows.groupby(["steer", "way"], sort=False)[list(MEANT)].mean().reset_index()
     remarks = [WHAT]
     for side in SIDES:
         heads = "; ".join(f"seed {seed}: {', '.join(map(str, one.heads[side]))}" for seed, one in zip(given.seeds, found, strict=True))

@@ -16,11 +16,24 @@ from workbench.circuits.statistics import (
     interval,
     precision_at_truth,
     recovery,
+    share_interval,
     sign_flips,
 )
 from workbench.errors import InputError
 
 RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 12), (12, 12), (3, 31), (1, 1)])
+def test_intervals_of_shares_are_those_of_scipy(hits, count):
+    expected = stats.binomtest(hits, count).proportion_ci(0.9, "wilson")
+    assert share_interval(hits / count, count, 0.9) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_an_interval_of_no_share_is_refused():
+    for share, count in ((0.5, 0), (1.2, 5), (float("nan"), 5)):
+        with pytest.raises(InputError, match="share between 0 and 1"):
+            share_interval(share, count)
 
 
 @st.composite

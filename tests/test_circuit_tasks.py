@@ -233,6 +233,9 @@ class TestKnowledgeConflicts:
             assert f" {context}" in item.clean or item.clean.startswith(context)
             other = next(one for one in facts if RELATIONS[relation].question.format(subject=one) in item.corrupted) if form == "coherent" else None
             assert other is None or facts[other] not in {memory, context}
+            closed = item.facts["query"] if form == "substitution" else f"Question: {RELATIONS[relation].question.format(subject=subject)}\nAnswer:"
+            assert item.facts["closed"] == closed
+            assert item.clean.endswith(closed)
             if form == "substitution":
                 assert item.clean.endswith(f" {context}. {item.facts['query']}")
                 assert f" {context}." not in item.corrupted

@@ -21,7 +21,7 @@ def data(seed=0, batch=BATCH, length=LENGTH):
     rng = np.random.default_rng(seed)
     clean, corrupted = rng.integers(3, 259, (2, batch, length))
     corrupted[:, 0] = clean[:, 0]
-    items = tuple(Item("a", "b", (" c",), (" d", " e")) for _ in range(batch))
+    items = tuple(Item("a", "b", (" c",), (" d", " e"), "xyy"[number % 3]) for number in range(batch))
     right, wrong = [(int(x),) for x in rng.integers(3, 100, batch)], [(int(x), int(x) + 7) for x in rng.integers(101, 200, batch)]
     return TaskSet("random", (Pairs("random", "logit_difference", items, clean, corrupted, tuple(right), tuple(wrong)),), {}, 0)
 
@@ -121,7 +121,9 @@ def test_other_ablations_are_the_loop(ablation):
     model, task = model_of("llama"), data()
     pairs = task.pairs[0]
     other, clean = outputs(model, pairs.corrupted_BT), metric(pairs, logits(model, pairs.clean_BT))
-    value = {layer: torch.zeros_like(z) if ablation == "zero" else z.mean(0, keepdim=True).expand_as(z) for layer, z in other.items()}
+    templates = np.array(pairs.templates)
+    alike = torch.tensor((templates[:, None] == templates) / (templates[:, None] == templates).sum(1, keepdims=True), dtype=torch.float32)
+    value = {layer: torch.zeros_like(z) if ablation == "zero" else torch.einsum("ab,b...->a...", alike, z) for layer, z in other.items()}
     effects = patching.activation_patching(model, task, ablation=ablation)
     for head in model.shape.heads():
         close(
@@ -203,7 +205,7 @@ def test_pattern_alone_and_values_alone_make_up_an_output():
 
 
 def naive_paths(model, pairs, sender, receiver, *, frozen_mlps=False, positions=None, receiver_positions=None):
-    """The three passes of Wang et al."""
+    """The three passes of Wang et al.; several receivers get what the second pass gives them at once."""
     clean, corrupted = outputs(model, pairs.clean_BT), outputs(model, pairs.corrupted_BT)
     frozen = []
     for layer, module in enumerate(model.weights.outputs):
@@ -215,8 +217,11 @@ def naive_paths(model, pairs, sender, receiver, *, frozen_mlps=False, positions=
     changes = [*frozen, put(model, sender.layer, sender.index, corrupted[sender.layer], positions)]
     if receiver == LOGITS:
         return metric(pairs, logits(model, pairs.clean_BT, *changes))
-    value = received(model, pairs.clean_BT, receiver.layer, receiver.branch, receiver.index, changes)
-    return metric(pairs, logits(model, pairs.clean_BT, give(model, receiver.layer, receiver.branch, receiver.index, value, receiver_positions)))
+    given = []
+    for one in receiver if isinstance(receiver, tuple) else (receiver,):
+        value = received(model, pairs.clean_BT, one.layer, one.branch, one.index, changes)
+        given.append(give(model, one.layer, one.branch, one.index, value, receiver_positions))
+    return metric(pairs, logits(model, pairs.clean_BT, *given))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -224,16 +229,29 @@ def naive_paths(model, pairs, sender, receiver, *, frozen_mlps=False, positions=
 def test_path_patching_is_three_passes(architecture, how):
     model, task = model_of(architecture), data()
     pairs = task.pairs[0]
-    receivers = [LOGITS, Receiver(2, 1, "q"), Receiver(2, 0, "k"), Receiver(1, 0, "v")]
+    together = (Receiver(2, 1, "q"), Receiver(1, 0, "k"), Receiver(2, 0, "v"), Receiver(1, 1, "q"))
+    receivers = [LOGITS, Receiver(2, 1, "q"), Receiver(2, 0, "k"), Receiver(1, 0, "v"), together]
     clean = metric(pairs, logits(model, pairs.clean_BT))
     found = paths.path_patching(model, task, receivers, **how)
     for receiver in receivers:
         for head in model.shape.heads():
             ours = found[receiver].effect_NLH[:, head.layer, head.index]
-            if receiver != LOGITS and head.layer >= receiver.layer:
+            if receiver != LOGITS and head.layer >= (2 if receiver == together else receiver.layer):
                 assert np.isnan(ours).all()
                 continue
             close(ours, naive_paths(model, pairs, head, receiver, **how) - clean)
+
+
+def test_receivers_at_once_are_heads():
+    model, task = model_of("llama"), data()
+    one = paths.path_patching(model, task, [Receiver(2, 1, "q"), (Receiver(2, 1, "q"),)])
+    np.testing.assert_array_equal(*(effects.effect_NLH for effects in one.values()))
+    assert [effects.facts["receiver"] for effects in paths.path_patching(model, task, [(Receiver(2, 1, "q"), Receiver(1, 0, "k"))]).values()] == [
+        "L2H1.q+L1G0.k"
+    ]
+    for wrong in ((), (LOGITS, Receiver(2, 1, "q"))):
+        with pytest.raises(InputError, match="at once are heads"):
+            paths.path_patching(model, task, [wrong])
 
 
 def test_senders_that_say_the_same_have_no_effect():

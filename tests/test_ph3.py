@@ -64,7 +64,15 @@ def clashes(count, seed=0):
         (subject, other), (stated, else_stated) = rng.permutation(COUNT)[:2], rng.permutation(COUNT)[:2]
         while len({subject, other, stated, else_stated}) < 4:
             stated, else_stated = rng.permutation(COUNT)[:2]
-        items.append(Item(f"a{stated} s{subject} ?", f"a{else_stated} s{other} ?", (f" a{subject}",), (f" a{stated}",), facts={"query": f"s{subject} ?"}))
+        items.append(
+            Item(
+                f"a{stated} s{subject} ?",
+                f"a{else_stated} s{other} ?",
+                (f" a{subject}",),
+                (f" a{stated}",),
+                facts=dict.fromkeys(("query", "closed"), f"s{subject} ?"),
+            )
+        )
         clean.append([START, ANSWERS[stated], SUBJECTS[subject], ASK])
         corrupted.append([START, ANSWERS[else_stated], SUBJECTS[other], ASK])
         right.append((ANSWERS[subject],))
@@ -113,6 +121,8 @@ def test_the_whole_way():
     assert table.loc[("context", "pruned"), "clean"] == 0
     assert table.loc[("context", "random"), "context"] < 1
     assert table.loc[("context", "pruned"), "perplexity"] > 0
+    assert table.loc[("context", "pruned"), ["context_low", "context_high"]].tolist() == pytest.approx([12 / (12 + 1.959964**2), 1])
+    assert table.loc[("context", "instruction"), ["clean", "clean_low"]].isna().all()
     assert set(found.transfer["items"]) == {"again"}
     assert found.transfer.set_index("steer").loc["to context", "context"] == 1
     labels = found.labels()

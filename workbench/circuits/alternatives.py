@@ -1,5 +1,6 @@
 """What does a head put out instead? Its outputs with one of its parts replaced, by zero, by the mean over prompts, or by those of another prompt."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -22,7 +23,7 @@ COMPONENTS = {
 
 ABLATIONS = {
     "resample": "what it is on the other prompt of the pair",
-    "mean": "its mean over the other prompts of the same length, position by position",
+    "mean": "its mean over the other prompts of the same template and length, position by position",
     "zero": "nothing",
 }
 """What a part is replaced by."""
@@ -43,15 +44,18 @@ def values(anatomy: Anatomy, trace: Trace, component: str) -> list[Tensor]:
     return list(getattr(trace, component))
 
 
-def means(anatomy: Anatomy, traces: Iterable[Trace], component: str) -> list[Tensor]:
-    """The mean of a component over the prompts of several passes, position by position, per layer."""
-    total: list[Tensor] = []
-    count = 0
-    for trace in traces:
-        sums = [value.sum(0) for value in values(anatomy, trace, component)]
-        total = [before + value for before, value in zip(total, sums, strict=True)] if total else sums
-        count += len(trace.logits_BV)
-    return [part / count for part in total]
+def means(anatomy: Anatomy, pieces: Iterable[tuple[Sequence[str], Trace]], component: str) -> dict[str, list[Tensor]]:
+    """The mean of a component over the prompts of each template, position by position, per layer; `pieces` are passes and the template of each prompt."""
+    total: dict[str, list[Tensor]] = {}
+    count: Counter[str] = Counter()
+    for templates, trace in pieces:
+        count.update(templates)
+        here = values(anatomy, trace, component)
+        for template in dict.fromkeys(templates):
+            rows = [row for row, name in enumerate(templates) if name == template]
+            sums = [value[rows].sum(0) for value in here]
+            total[template] = [before + value for before, value in zip(total[template], sums, strict=True)] if template in total else sums
+    return {template: [part / count[template] for part in parts] for template, parts in total.items()}
 
 
 def alternatives(
@@ -59,7 +63,7 @@ def alternatives(
 ) -> list[Float[Tensor, "B H T E"]]:
     """The heads' outputs per layer, each head's component replaced at some positions (all by default), everything else as in the base pass.
 
-    What replaces it is what the component is in the `other` pass, the `mean` (of `means`), or zero.
+    What replaces it is what the component is in the `other` pass, the `mean` [B, heads, T, E] per layer (of `means`), or zero.
     """
     at_T1 = at(anatomy.length, positions, base.z[0].device)[:, None]
     own = values(anatomy, base, component)

@@ -142,11 +142,14 @@ def instructed(model: HFModel, data: TaskSet, side: str) -> TaskSet:
 
 @torch.no_grad()
 def contrastive(model: HFModel, data: TaskSet, side: str, alpha: float = CONTRAST) -> Int[np.ndarray, " N"]:
-    """The kind of answer when the logits with and without the text are contrasted, towards the text (`context`) or away from it (`memory`)."""
+    """The kind of answer when the logits with and without the text are contrasted, towards the text (`context`) or away from it (`memory`).
+
+    Without the text stands the same question in the same form.
+    """
     kinds = []
     for pairs in data.pairs:
         with_BV = _logits(model, pairs.clean_BT.tolist())
-        without_BV = _logits(model, [list(ids_of(model.tokenizer, item.facts["query"])) for item in pairs.items])
+        without_BV = _logits(model, [list(ids_of(model.tokenizer, item.facts["closed"])) for item in pairs.items])
         toward, away = (with_BV, without_BV) if side == "context" else (without_BV, with_BV)
         kinds.append(kind_of(pairs, (1 + alpha) * toward - alpha * away).cpu().numpy().astype(int))
     return np.concatenate(kinds)

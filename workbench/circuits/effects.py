@@ -11,7 +11,7 @@ from workbench.circuits import statistics
 from workbench.heads import Head
 
 COLUMNS = {
-    "head": "the head, or the first head of the KV group",
+    "head": "the head, or the KV group, as in L5G1",
     "effect": "mean change of the metric, patched less base",
     "low": "lower end of its 95% bootstrap interval over prompts",
     "high": "upper end",
@@ -74,7 +74,7 @@ class Effects:
         else:
             low, high, p = np.nan, np.nan, self.p_LH[places[:, 0], places[:, 1]]
         rows = pd.DataFrame({
-            "head": [str(self.head(int(layer), int(index))) for layer, index in places],
+            "head": [f"L{layer}G{index}" if self.groups else f"L{layer}H{index}" for layer, index in places],
             "effect": effect_NM.mean(0),
             "low": low,
             "high": high,

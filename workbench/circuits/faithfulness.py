@@ -4,6 +4,7 @@ A head outside of a circuit is ablated at all positions; MLPs always stay. Wang 
 Mueller et al. 2025 (MIB, 2504.13151) for the curves. Each number depends on the ablation and the granularity (Miller et al. 2024, 2407.08734).
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 
+from workbench.circuits import statistics
 from workbench.circuits.alternatives import ABLATIONS
 from workbench.circuits.attribution import EdgeScores
 from workbench.circuits.edges import through
@@ -28,8 +30,8 @@ BUDGETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 RESAMPLES = 1000
 
 COLUMNS = {
-    "ablation": "what heads outside of the circuit put out: resample (the corrupted prompt's), mean (over corrupted prompts of one length), zero",
-    "mean_over": "over how many prompts at least the mean was taken; over one, it is resampling. Templates of one length are together",
+    "ablation": "what heads outside of the circuit put out: resample (the corrupted prompt's), mean (over corrupted prompts of one template and length), zero",
+    "mean_over": "over how many prompts at least the mean was taken; over one, it is resampling",
     "full": "the metric of the full model",
     "empty": "with all heads ablated",
     "circuit": "with the circuit's heads alone",
@@ -38,10 +40,18 @@ COLUMNS = {
     "low": "lower end of its 95% bootstrap interval over prompts",
     "high": "upper end",
     "complement_faithfulness": "the same of the complement: what is left without the circuit",
+    "complement_faithfulness_low": "lower end of its interval",
+    "complement_faithfulness_high": "upper end",
     "random": "the mean faithfulness of random circuits with as many heads in each layer",
     "recovered": "the mean over prompts of (circuit − empty) / (full − empty), a mean of ratios, those with a divisor near 0 left out",
+    "recovered_low": "lower end of its interval",
+    "recovered_high": "upper end",
     "kl": "mean divergence of the circuit's next-token distribution from the full model's, nats",
+    "kl_low": "lower end of its interval",
+    "kl_high": "upper end",
     "incompleteness": "largest |metric(circuit less K) − metric(model less K)| over the sets K, in the metric's unit",
+    "incompleteness_low": "lower end of the interval of that set's difference; that it is the largest of several is not corrected for",
+    "incompleteness_high": "upper end",
     "n": "prompts",
 }
 """What the columns of `Faithfulness.table` mean."""
@@ -51,7 +61,8 @@ COLUMNS = {
 class Faithfulness:
     """How a circuit of `heads` fares: `table` has a row for every ablation (`COLUMNS`), `minimality` one for every head and ablation.
 
-    `minimality` tells by how much the metric changes when the head leaves the circuit, as a share of full − empty. Heads, all positions; MLPs stay.
+    `minimality` tells by how much the metric falls when the head leaves the circuit, as a share of full − empty (`drop`), with its 95% bootstrap interval
+    (`low`, `high`). Heads, all positions; MLPs stay.
     """
 
     heads: tuple[Head, ...]
@@ -90,54 +101,79 @@ def evaluate(
         value_SN, full_N, _ = replace_sets(model, data, np.stack(replaced), ablation=ablation, metric=metric)
         kl_SN, _, _ = replace_sets(model, data, ~inside_LH[None], ablation=ablation, metric="kl")
         empty_N, circuit_N, complement_N = value_SN[:3]
-        rest = value_SN[3 + sets :]
-        apart_S = np.abs(rest[:sets].mean(1) - rest[sets : 2 * sets].mean(1))
-        share, low, high = faithfulness(circuit_N, empty_N, full_N, seed)
+        rest, whole_N = value_SN[3 + sets :], full_N - empty_N
         row = {
             "ablation": ablation,
-            "mean_over": min(map(len, data.pairs)) if ablation == "mean" else np.nan,
+            "mean_over": _smallest(data) if ablation == "mean" else np.nan,
             "full": full_N.mean(),
             "empty": empty_N.mean(),
             "circuit": circuit_N.mean(),
             "complement": complement_N.mean(),
         }
-        row |= {"faithfulness": share, "low": low, "high": high, "complement_faithfulness": faithfulness(complement_N, empty_N, full_N, seed)[0]}
+        row |= _bounded("faithfulness", faithfulness(circuit_N, empty_N, full_N, seed), "")
+        row |= _bounded("complement_faithfulness", faithfulness(complement_N, empty_N, full_N, seed), "complement_faithfulness_")
         row |= {"random": float(np.mean([faithfulness(rival, empty_N, full_N, seed)[0] for rival in value_SN[3 : 3 + sets]])) if sets else np.nan}
-        row |= {
-            "recovered": np.nan if np.isnan(share) else recovered(circuit_N, empty_N, full_N),
-            "kl": float(-kl_SN.mean()),
-            "incompleteness": apart_S.max(initial=0.0),
-            "n": len(full_N),
-        }
-        rows.append(row)
-        whole = np.nan if np.isnan(share) else full_N.mean() - empty_N.mean()
+        row |= _bounded("recovered", recovered(circuit_N, empty_N, full_N, seed), "recovered_")
+        row |= _bounded("kl", _mean(-kl_SN[0], seed), "kl_")
+        row |= _bounded("incompleteness", _farthest(rest[:sets] - rest[sets : 2 * sets], seed), "incompleteness_")
+        rows.append(row | {"n": len(full_N)})
         for head, without_N in zip(heads, rest[2 * sets :], strict=True):
-            minimal.append({"head": str(head), "ablation": ablation, "drop": (circuit_N.mean() - without_N.mean()) / whole})
+            minimal.append({"head": str(head), "ablation": ablation} | _bounded("drop", share(circuit_N - without_N, whole_N, seed), ""))
     return Faithfulness(tuple(heads), pd.DataFrame(rows)[list(COLUMNS)], pd.DataFrame(minimal))
 
 
-def faithfulness(
-    circuit_N: Float[np.ndarray, " N"], empty_N: Float[np.ndarray, " N"], full_N: Float[np.ndarray, " N"], seed: int = 0
-) -> tuple[float, float, float]:
-    """(circuit − empty) / (full − empty) of the means, and its 95% bootstrap interval.
+Bounded = tuple[float, float, float]
+"""A number and its 95% bootstrap interval over prompts."""
 
-    NaN where full − empty is within 3 standard errors of 0, and with one prompt.
+
+def _bounded(name: str, value: Bounded, prefix: str) -> dict[str, float]:
+    return dict(zip((name, f"{prefix}low", f"{prefix}high"), value, strict=True))
+
+
+def _smallest(data: TaskSet) -> int:
+    """Prompts of the template and length that has the fewest."""
+    return min(count for pairs in data.pairs for count in Counter(pairs.templates).values())
+
+
+def _mean(value_N: Float[np.ndarray, " N"], seed: int) -> Bounded:
+    low, high = statistics.interval(value_N, draws=RESAMPLES, seed=seed)
+    return float(value_N.mean()), float(low), float(high)
+
+
+def _farthest(apart_SN: Float[np.ndarray, "S N"], seed: int) -> Bounded:
+    """The set whose mean difference is the farthest from 0, its size; 0 without sets."""
+    if not len(apart_SN):
+        return 0.0, 0.0, 0.0
+    mean_S = apart_SN.mean(1)
+    worst = int(np.abs(mean_S).argmax())
+    return _mean(apart_SN[worst] * (1 if mean_S[worst] >= 0 else -1), seed)
+
+
+def faithfulness(circuit_N: Float[np.ndarray, " N"], empty_N: Float[np.ndarray, " N"], full_N: Float[np.ndarray, " N"], seed: int = 0) -> Bounded:
+    """(circuit − empty) / (full − empty) of the means, and its 95% bootstrap interval; NaN where `share` is."""
+    return share(circuit_N - empty_N, full_N - empty_N, seed)
+
+
+def share(part_N: Float[np.ndarray, " N"], whole_N: Float[np.ndarray, " N"], seed: int = 0) -> Bounded:
+    """The ratio of the means of part and whole, a difference such as full − empty, and its 95% bootstrap interval.
+
+    NaN where the whole is within 3 standard errors of 0, and with one prompt.
     """
-    whole_N = full_N - empty_N
     error = whole_N.std(ddof=1) / len(whole_N) ** 0.5 if len(whole_N) > 1 else np.inf
     if abs(whole_N.mean()) <= 3 * error or not whole_N.mean():
         return np.nan, np.nan, np.nan
     drawn_RN = np.random.default_rng(seed).integers(len(whole_N), size=(RESAMPLES, len(whole_N)))
-    share_R = (circuit_N - empty_N)[drawn_RN].mean(1) / whole_N[drawn_RN].mean(1)
-    low, high = np.quantile(share_R, [0.025, 0.975])
-    return float((circuit_N - empty_N).mean() / whole_N.mean()), float(low), float(high)
+    low, high = np.quantile(part_N[drawn_RN].mean(1) / whole_N[drawn_RN].mean(1), [0.025, 0.975])
+    return float(part_N.mean() / whole_N.mean()), float(low), float(high)
 
 
-def recovered(circuit_N: Float[np.ndarray, " N"], empty_N: Float[np.ndarray, " N"], full_N: Float[np.ndarray, " N"]) -> float:
-    """The mean over prompts of (circuit − empty) / (full − empty), prompts left out whose divisor is below a tenth of the mean one."""
+def recovered(circuit_N: Float[np.ndarray, " N"], empty_N: Float[np.ndarray, " N"], full_N: Float[np.ndarray, " N"], seed: int = 0) -> Bounded:
+    """The mean over prompts of (circuit − empty) / (full − empty), prompts left out whose divisor is below a tenth of the mean one; NaN where `share` is."""
     whole_N = full_N - empty_N
     able_N = np.abs(whole_N) > 0.1 * abs(whole_N.mean())
-    return float(((circuit_N - empty_N)[able_N] / whole_N[able_N]).mean()) if able_N.any() else np.nan
+    if np.isnan(share(circuit_N - empty_N, whole_N)[0]) or not able_N.any():
+        return np.nan, np.nan, np.nan
+    return _mean((circuit_N - empty_N)[able_N] / whole_N[able_N], seed)
 
 
 def mask(shape: Shape, heads: Sequence[Head]) -> Bool[np.ndarray, "L H"]:

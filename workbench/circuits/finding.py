@@ -50,6 +50,9 @@ METHODS: Mapping[str, tuple[str, Ranked]] = {
 
 EDGE_METHOD = "eap-ig-inputs"
 
+OTHER_SEEDS = 2
+"""Other seeds of the autoencoder that a ranking by codes is compared with."""
+
 SAMPLE = 30
 """Edges outside of the circuit that are measured, to see how many the scores miss."""
 
@@ -159,13 +162,15 @@ def unseen(data: TaskSet, circuit: Circuit) -> TaskSet:
 
 
 def _agreement(model: HFModel, data: TaskSet, effects: Effects, how: Search) -> dict[str, Any]:
-    """How a ranking agrees with exact patching on the same prompts; that of codes also with its baselines of size and variety."""
+    """How a ranking agrees with exact patching on the same prompts; that of codes also with its baselines of size and variety, and with other seeds of it."""
     if how.method == "patching":
         return {}
     sizes = {"exact patching": np.abs(patching.activation_patching(model, data, metric=how.metric).mean_LH)}
     if how.method == "codes":
         write_NLHD, clean_N = residual_means(model, data)
-        sizes |= {"norm of writes": norms(write_NLHD), "distinct codes": distinct(codes.encode(write_NLHD, clean_N, codes.CodeSettings(seed=how.seed)))}
+        seeds = [codes.encode(write_NLHD, clean_N, codes.CodeSettings(seed=how.seed + step)) for step in range(1 + OTHER_SEEDS)]
+        sizes |= {"norm of writes": norms(write_NLHD), "distinct codes": distinct(seeds[0])}
+        sizes |= {f"codes with seed {how.seed + step}": codes.node_scores(seeds[step]) for step in range(1, 1 + OTHER_SEEDS)}
     return {"agreement": {name: rank_agreement(np.abs(effects.mean_LH).ravel(), size.ravel(), 10) for name, size in sizes.items()}}
 
 

@@ -74,7 +74,7 @@ def scenes(
 ) -> Iterator[Scene]:
     """Passes over all prompts of a task, length by length, in pieces of about so many `tokens` (by default `TRACED`).
 
-    With `mean_of`, each has the mean of that component over all the other prompts of its length. Raises `InputError` for an unknown direction.
+    With `mean_of`, each prompt has the mean of that component over the other prompts of its length and template. Raises `InputError` for an unknown direction.
     """
     if direction not in DIRECTIONS:
         raise unknown("direction", direction, DIRECTIONS)
@@ -83,11 +83,14 @@ def scenes(
         size = max(1, (tokens or TRACED) // base_BT.shape[1])
         pieces = [list(range(begin, min(begin + size, len(base_BT)))) for begin in range(0, len(base_BT), size)]
         with torch.no_grad(), taken_apart(model, base_BT.shape[1]) as anatomy:
-            mean = None if mean_of is None else means(anatomy, (anatomy.trace(_ids(model, other_BT[piece])) for piece in pieces), mean_of)
-            for piece in pieces:
+            templates = [[pairs.templates[row] for row in piece] for piece in pieces]
+            others = ((names, anatomy.trace(_ids(model, other_BT[piece]))) for names, piece in zip(templates, pieces, strict=True))
+            mean = None if mean_of is None else means(anatomy, others, mean_of)
+            for names, piece in zip(templates, pieces, strict=True):
                 both = anatomy.trace(_ids(model, np.concatenate([base_BT[piece], other_BT[piece]])))
                 base, other = (_rows(both, rows) for rows in (slice(0, len(piece)), slice(len(piece), None)))
-                yield Scene(anatomy, pairs.rows(piece), base, other, metric, mean)
+                own = None if mean is None else [torch.stack([mean[name][layer] for name in names]) for layer in range(model.shape.n_layers)]
+                yield Scene(anatomy, pairs.rows(piece), base, other, metric, own)
 
 
 def _rows(trace: Trace, rows: slice) -> Trace:

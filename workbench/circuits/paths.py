@@ -6,18 +6,19 @@ all other heads are frozen) is computed once for all receivers, and only what li
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
-from einops import rearrange, repeat
+from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
 from workbench.circuits.alternatives import alternatives, at, check, single
 from workbench.circuits.effects import Effects, joined
 from workbench.circuits.patching import Progress, Scene, scenes
-from workbench.circuits.sweep import TOKENS, outcomes, sweep
+from workbench.circuits.sweep import TOKENS, sweep
 from workbench.circuits.tasks import TaskSet
 from workbench.errors import InputError
 from workbench.heads import Head, Shape
@@ -60,19 +61,19 @@ class Receiver:
             raise InputError(f"{text!r}: KV heads have keys and values, and this model has {shape.n_layers} layers of {shape.n_kv_heads}")
         return cls(head.layer, head.index, branch)
 
-    def heads(self, shape: Shape) -> list[int]:
-        """The query heads whose outputs change with it."""
-        return [self.index] if self.branch == "q" else list(range(self.index * shape.group, (self.index + 1) * shape.group))
-
 
 LOGITS = Receiver()
 """The logits as a receiver: everything that a sender writes and the MLPs make of it."""
 
 
+Receivers = Receiver | tuple[Receiver, ...]
+"""One receiver, or several that get what a sender makes of them at once, as the queries of all name movers do in Wang et al. 2022."""
+
+
 def path_patching(
     model: HFModel,
     data: TaskSet,
-    receivers: Sequence[Receiver] = (LOGITS,),
+    receivers: Sequence[Receivers] = (LOGITS,),
     *,
     frozen_mlps: bool = False,
     ablation: str = "resample",
@@ -81,23 +82,23 @@ def path_patching(
     receiver_positions: Sequence[int] | None = None,
     metric: str | None = None,
     progress: Progress = lambda *_: None,
-) -> dict[Receiver, Effects]:
-    """The effect on the metric of every head along its direct path to each receiver, one sender at a time.
+) -> dict[Receivers, Effects]:
+    """The effect on the metric of every head along its direct path to each receiver, or to several receivers at once, one sender at a time.
 
     A sender's output is replaced at `positions` (all by default; negative ones count from the end), every other head keeps its own, and MLPs follow the change
-    (with `frozen_mlps` they keep theirs too: then only the residual stream carries it). What the receiver gets then replaces its part at
-    `receiver_positions` in an otherwise ordinary pass. Senders without a path (in or above the receiver's layer) are NaN.
-    Raises `InputError` for unknown names, no receivers, and receivers that are not there.
+    (with `frozen_mlps` they keep theirs too: then only the residual stream carries it). What the receivers get then replaces their parts at
+    `receiver_positions` in an otherwise ordinary pass. Senders without a path (in or above the receiver's layer, of several the highest) are NaN.
+    Raises `InputError` for unknown names, no receivers, receivers that are not there, and for logits among several receivers.
     """
     check("z", ablation)
     if not receivers:
         raise InputError("path patching needs at least one receiver, such as logits or L9H6.q")
-    wanted = {receiver: Receiver.parse(str(receiver), model.shape) for receiver in receivers}
-    found: dict[Receiver, list[Effects]] = defaultdict(list)
+    wanted = {receiver: _checked(receiver, model.shape) for receiver in receivers}
+    found: dict[Receivers, list[Effects]] = defaultdict(list)
     for number, scene in enumerate(scenes(model, data, direction, metric, "z" if ablation == "mean" else None)):
         progress(number, len(data.pairs))
         other = alternatives(scene.anatomy, scene.base, scene.other, "z", ablation, mean=scene.mean, positions=positions)
-        paths = _Paths(scene, other, list(wanted.values()), scene.first(positions, ablation), receiver_positions, frozen_mlps)
+        paths = _Paths(scene, other, wanted, scene.first(positions, ablation), receiver_positions, frozen_mlps)
         base_B, other_B = scene.numbers(scene.base), scene.numbers(scene.other)
         for receiver, value_BLH in paths.run().items():
             found[receiver].append(Effects(value_BLH - base_B[:, None, None], base_B, other_B))
@@ -111,36 +112,57 @@ def path_patching(
         "metric": metric or data.pairs[0].metric,
         "task": data.task,
     }
-    return {receiver: joined(parts, **facts, receiver=str(receiver)) for receiver, parts in found.items()}
+    return {receiver: joined(parts, **facts, receiver="+".join(map(str, wanted[receiver]))) for receiver, parts in found.items()}
+
+
+def _checked(receivers: Receivers, shape: Shape) -> tuple[Receiver, ...]:
+    """The receivers as a tuple, each of which is there."""
+    several = (receivers,) if isinstance(receivers, Receiver) else receivers
+    if not several or (LOGITS in several and len(several) > 1):
+        raise InputError("receivers that get a change at once are heads, at least one; what reaches the logits is patched by itself")
+    return tuple(Receiver.parse(str(receiver), shape) for receiver in several)
 
 
 class _Paths:
     """All senders to some receivers, on the prompts of one scene."""
 
-    def __init__(self, scene: Scene, other: list[Tensor], receivers: Sequence[Receiver], first: int, at_receiver: Sequence[int] | None, frozen: bool) -> None:
+    def __init__(
+        self,
+        scene: Scene,
+        other: list[Tensor],
+        wanted: Mapping[Receivers, tuple[Receiver, ...]],
+        first: int,
+        at_receiver: Sequence[int] | None,
+        frozen: bool,
+    ) -> None:
         self.scene, self.anatomy, self.other, self.frozen = scene, scene.anatomy, other, frozen
         self.shape, self.batch = scene.anatomy.shape, len(scene.pairs)
-        self.first = first
+        self.first, self.wanted = first, wanted
         self.at_Q = at(self.anatomy.length, at_receiver, scene.base.z[0].device)[self.first :]
-        self.by_layer: Mapping[int, list[Receiver]] = defaultdict(list)
-        for receiver in receivers:
-            self.by_layer[self.shape.n_layers if receiver == LOGITS else receiver.layer].append(receiver)
-        self.value = {receiver: np.full((self.shape.n_layers * self.shape.n_heads, self.batch), np.nan, np.float32) for receiver in receivers}
+        self.value = {receiver: np.full((self.shape.n_layers * self.shape.n_heads, self.batch), np.nan, np.float32) for receiver in wanted}
 
-    def run(self) -> dict[Receiver, Float[np.ndarray, "B L H"]]:
+    def run(self) -> dict[Receivers, Float[np.ndarray, "B L H"]]:
         """The metric for every sender and receiver."""
         replaced_SLH, _ = single(self.shape, "z")
         size = max(1, TOKENS[self.anatomy.model.device.type] // (self.batch * (self.anatomy.length - self.first)))
-        last = max(self.by_layer)
+        ends = {receivers: max(map(self._layer, several)) for receivers, several in self.wanted.items()}
+        last = max(ends.values())
         senders = [sender for sender in range(len(replaced_SLH)) if sender // self.shape.n_heads < last]
         for begin in range(0, len(senders), size):
             some = senders[begin : begin + size]
+            got: dict[Receivers, list[_Given]] = defaultdict(list)
             for layer, joined_rows, x_SBQD in self._carried(some, replaced_SLH[some]):
                 if x_SBQD is not None:
-                    self._receive(layer, [some[row] for row in joined_rows], x_SBQD)
+                    self._receive(got, layer, joined_rows, x_SBQD)
+                for receivers in [receivers for receivers, end in ends.items() if end == layer]:
+                    if given := got.pop(receivers, None):
+                        self.value[receivers][[some[row] for row in joined_rows]] = self._outcome(given, joined_rows)
                 if layer >= last:
                     break
-        return {receiver: value.T.reshape(self.batch, self.shape.n_layers, self.shape.n_heads) for receiver, value in self.value.items()}
+        return {receivers: value.T.reshape(self.batch, self.shape.n_layers, self.shape.n_heads) for receivers, value in self.value.items()}
+
+    def _layer(self, receiver: Receiver) -> int:
+        return self.shape.n_layers if receiver == LOGITS else receiver.layer
 
     def _carried(self, senders: list[int], replaced_SLH: np.ndarray):  # noqa: ANN202
         """The residual streams in front of each layer, of the senders below it."""
@@ -158,33 +180,51 @@ class _Paths:
                     changes.append((self.anatomy.write(layer, z) - base.attention[layer])[:, self.first :])
                     joined_rows = [*joined_rows, row]
 
-    def _receive(self, layer: int, senders: list[int], x_SBQD: Tensor) -> None:
-        receivers = self.by_layer.get(layer, [])
-        if not receivers:
+    def _receive(self, got: dict[Receivers, list["_Given"]], layer: int, rows: list[int], x_SBQD: Tensor) -> None:
+        """Keep what the receivers of a layer get from senders (rows) that have joined."""
+        here = {receivers: [one for one in several if self._layer(one) == layer] for receivers, several in self.wanted.items()}
+        if not any(here.values()):
             return
-        if layer == self.shape.n_layers:
-            value = self.scene.measure(self.anatomy.logits(x_SBQD[:, :, -1].flatten(0, 1)), len(senders))
-            self.value[LOGITS][senders] = value.float().cpu().numpy().reshape(len(senders), -1)
-            return
-        got = dict(zip(BRANCHES, self.anatomy.qkv(layer, x_SBQD.flatten(0, 1), self.first), strict=True))
-        for branch in BRANCHES:
-            if heads := [receiver for receiver in receivers if receiver.branch == branch]:
-                other_SBHTE = self._outputs(layer, branch, got[branch], len(senders))
-                for receiver in heads:
-                    self.value[receiver][senders] = self._above(receiver, other_SBHTE)
+        at_logits = layer == self.shape.n_layers
+        parts = {} if at_logits else dict(zip(BRANCHES, self.anatomy.qkv(layer, x_SBQD.flatten(0, 1), self.first), strict=True))
+        for receivers, members in here.items():
+            for one in members:
+                new = x_SBQD[:, :, -1] if at_logits else parts[one.branch][:, one.index].unflatten(0, (len(rows), self.batch))
+                got[receivers].append(_Given(one, list(rows), new))
 
-    def _outputs(self, layer: int, branch: str, new: Tensor, count: int) -> Float[Tensor, "S B H T E"]:
-        """What the heads of a layer put out when one branch of each is what the senders made of it."""
-        base, first = self.scene.base, self.first
-        parts = {name: repeat(getattr(base, name)[layer], "b h t e -> (s b) h t e", s=count) for name in BRANCHES}
-        old = parts[branch]
-        parts[branch] = torch.cat([old[:, :, :first], torch.where(self.at_Q[:, None], new, old[:, :, first:])], dim=2)
-        return rearrange(self.anatomy.mix(layer, *(parts[name] for name in BRANCHES)), "(s b) h t e -> s b h t e", s=count)
+    def _outcome(self, given: list["_Given"], rows: list[int]) -> Float[np.ndarray, "S B"]:
+        """The metric when receivers get this, for the senders in `rows`, and everything above follows."""
+        if given[0].receiver == LOGITS:
+            x_ND = given[0].new.flatten(0, 1)
+        else:
+            place = {row: number for number, row in enumerate(rows)}
+            by_layer: Mapping[int, list[_Given]] = defaultdict(list)
+            for one in given:
+                by_layer[one.receiver.layer].append(replace(one, rows=[place[row] for row in one.rows]))
+            begin = min(by_layer)
+            x_NQD = repeat(self.scene.base.x[begin][:, self.first :], "b q d -> (s b) q d", s=len(rows))
+            for layer in range(begin, self.shape.n_layers):
+                written = self.anatomy.attend(layer, x_NQD, partial(self._mix, layer, by_layer[layer], len(rows)), self.first)
+                x_NQD = self.anatomy.finish(layer, x_NQD, written)
+            x_ND = x_NQD[:, -1]
+        return self.scene.measure(self.anatomy.logits(x_ND), len(rows)).float().cpu().numpy().reshape(len(rows), -1)
 
-    def _above(self, receiver: Receiver, other_SBHTE: Tensor) -> Float[np.ndarray, "S B"]:
-        """The metric when the receiver's heads put out this, per sender, and everything above follows."""
-        replaced_SLH = np.zeros((len(other_SBHTE), self.shape.n_layers, self.shape.n_heads), bool)
-        replaced_SLH[:, receiver.layer, receiver.heads(self.shape)] = True
-        other: list[Tensor | None] = [None] * self.shape.n_layers
-        other[receiver.layer] = other_SBHTE
-        return outcomes(self.anatomy, self.scene.base, other, replaced_SLH, self.scene.measure, first=self.first)
+    def _mix(self, layer: int, given: list["_Given"], count: int, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "SB H Q E"]:
+        """What a layer's heads put out where some of their parts are given, and keys and values in front of the first position are those of the base pass."""
+        parts = {name: part.unflatten(0, (count, self.batch)).clone() for name, part in zip(BRANCHES, (q, k, v), strict=True)}
+        for one in given:
+            old = parts[one.receiver.branch][one.rows, :, one.receiver.index]
+            parts[one.receiver.branch][one.rows, :, one.receiver.index] = torch.where(self.at_Q[:, None], one.new, old)
+        q, k, v = (part.flatten(0, 1) for part in parts.values())
+        before = (repeat(part[layer][:, :, : self.first], "b g t e -> (s b) g t e", s=count) for part in (self.scene.base.k, self.scene.base.v))
+        k, v = (torch.cat([old, new], dim=2) for old, new in zip(before, (k, v), strict=True))
+        return self.anatomy.mix(layer, q, k, v)
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """What a receiver gets from some senders: its queries, keys or values [S, B, Q, E], or the last residual [S, B, D] in front of the logits."""
+
+    receiver: Receiver
+    rows: list[int]
+    new: Tensor

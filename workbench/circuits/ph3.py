@@ -16,7 +16,7 @@ from workbench.circuits.conflicts import CONTEXT, MEMORY, ConflictSets, answers,
 from workbench.circuits.effects import Effects
 from workbench.circuits.faithfulness import mask
 from workbench.circuits.paths import LOGITS, path_patching
-from workbench.circuits.steering import COLUMNS, steered, transferred
+from workbench.circuits.steering import COLUMNS, bounded, steered, transferred
 from workbench.circuits.tasks import TaskSet
 from workbench.edits import Ablate
 from workbench.errors import InputError, unknown
@@ -200,8 +200,7 @@ def _choose(model: HFModel, data: TaskSet, ranked: Mapping[str, list[Head]], siz
             {
                 "steer": steer,
                 "heads": size,
-                **rates(kind_N),
-                "clean": rates(clean_N)["memory"],
+                **bounded({**rates(kind_N), "clean": rates(clean_N)["memory"]}, len(data)),
                 "clean_kept": order[place][0],
                 "margin": float(margin_N.mean()),
                 "chosen": place == best,

@@ -64,6 +64,18 @@ def interval(
     return low_H.reshape(effect.shape[1:]), high_H.reshape(effect.shape[1:])
 
 
+def share_interval(share: float, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Lower and upper bound of a share of `count` items, 0–1 (Wilson's score interval), which holds at shares of 0 and 1 too, where a bootstrap has no width.
+
+    `share` may be the mean of several runs on the same items; the interval is that of one. Raises `InputError` without items and for a share outside 0–1.
+    """
+    if count < 1 or not 0 <= share <= 1:
+        raise InputError(f"an interval is of a share between 0 and 1 of at least one item, not of {share} of {count}")
+    z = float(stats.norm.isf((1 - level) / 2))
+    middle, half = share + z * z / (2 * count), z * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
+    return max(0.0, (middle - half) / (1 + z * z / count)), min(1.0, (middle + half) / (1 + z * z / count))
+
+
 def _rows(effect: Float[np.ndarray, "N ..."]) -> Float[np.ndarray, "N H"]:
     """One row per prompt, in double precision."""
     if not len(effect):

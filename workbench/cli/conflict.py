@@ -7,7 +7,7 @@ import typer
 
 from workbench.cli import show
 from workbench.cli.app import Device, Dtype, Json, ModelName, Revision, app
-from workbench.cli.circuit_pages import page_table
+from workbench.cli.circuit_pages import page_table, with_intervals
 from workbench.errors import InputError, unknown
 from workbench.sources import DEFAULT_MODEL
 
@@ -89,8 +89,8 @@ def _page(found: "Ph3", steer: str) -> None:
     for side, heads in found.heads.items():
         show.result(f"{side} heads: {', '.join(map(str, heads))}")
     rows = found.table[found.table["steer"] == steer]
-    show.result("", f"held-out conflicts, steered to {steer} (shares of answers)", page_table(rows.drop(columns="steer")))
+    show.result("", f"held-out conflicts, steered to {steer} (shares of answers)", page_table(with_intervals(rows.drop(columns="steer"))))
     for name, reason in facts["left_out"].items():
         show.remark(f"left out: {name}: {reason}")
     if len(found.transfer):
-        show.result("", "other relations and formats", page_table(found.transfer))
+        show.result("", "other relations and formats", page_table(with_intervals(found.transfer)))

@@ -32,11 +32,12 @@ class Relation:
 
     def prompt(self, form: str, subject: str, stated: str) -> str:
         """The prompt that states an object for a subject and asks for it, in one of `FORMATS`."""
-        query = self.query.format(subject=subject)
-        if form == "substitution":
-            return f"{query} {stated}. {query}"
-        question = self.question.format(subject=subject)
-        return f"{self.passage.format(subject=subject, object=stated)}\nQuestion: {question}\nAnswer:"
+        closed = self.closed(form, subject)
+        return f"{closed} {stated}. {closed}" if form == "substitution" else f"{self.passage.format(subject=subject, object=stated)}\n{closed}"
+
+    def closed(self, form: str, subject: str) -> str:
+        """The prompt that asks for it in that form, and states nothing."""
+        return self.query.format(subject=subject) if form == "substitution" else f"Question: {self.question.format(subject=subject)}\nAnswer:"
 
 
 def _relation(row: dict[str, Any]) -> Relation:
@@ -60,7 +61,8 @@ def items(
     `format`: `substitution`, as above, or `coherent`, a passage that asserts the object and a question. `corruption`: `both` takes another subject and
     another stated object, of the same relation, so that neither answer is favoured; `subject` and `context` change one of the two. `relation`: one of
     those in `relations.jsonl`, or `all` in turns. `size` chooses what is stated and what is corrupted so that prompts have one length. Facts hold
-    relation, format, subject, context and `query`, the closed-book prompt; items are kept only if the model answers that with what is right.
+    relation, format, subject, context, `closed`, the same prompt without what the text states, and `query`, the closed-book prompt by which items are kept:
+    only if the model answers it with what is right.
     """
     chosen = [RELATIONS[relation]] if relation != "all" else list(RELATIONS.values())
     streams = [_conflicts(rng, kind, format, corruption, size) for kind in chosen]
@@ -86,7 +88,8 @@ def _conflicts(rng: np.random.Generator, kind: Relation, form: str, corruption: 
                 corrupted = kind.prompt(form, other, stated)
                 if size(corrupted) == size(clean):
                     break
-            facts = {"relation": kind.name, "format": form, "subject": subject, "context": context, "query": kind.query.format(subject=subject)}
+            facts = {"relation": kind.name, "format": form, "subject": subject, "context": context}
+            facts |= {"closed": kind.closed(form, subject), "query": kind.query.format(subject=subject)}
             yield Item(clean, corrupted, (f" {memory}",), (f" {context}",), f"{kind.name} {form}", facts)
 
 
