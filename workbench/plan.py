@@ -9,9 +9,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from workbench.errors import InputError
 from workbench.groups import Group
 from workbench.heads import Shape
-from workbench.models import HFModel
+from workbench.models import HFModel, choose_device, choose_dtype
 from workbench.needles import NeedleTests
 from workbench.ops.blocked import ELEMENTS
+from workbench.recall import Setting
 from workbench.sources import Source
 
 SPEED = {"cpu": 40e9, "cuda": 60e12, "mps": 2e12}
@@ -88,6 +89,14 @@ def passes_of(model: HFModel, groups: Iterable[Group]) -> list[Pass]:
             steps = ANSWER_TOKENS if isinstance(recipe, NeedleTests) and not recipe.teacher_forced else 0
             passes += [Pass(length, min(batch, len(lengths) - start), steps) for start, length in list(enumerate(lengths))[::batch]]
     return passes
+
+
+def of_recall(model: HFModel, setting: Setting) -> Estimate:
+    """The cost of `recall.measure` where the model, loaded or sketched, would be by default. Raises `InputError` for tests longer than the model's context."""
+    setting.check(model)
+    place = choose_device("auto")
+    passes = [Pass(length, steps=setting.answer_tokens) for length in setting.answers(model)]
+    return estimate(size_of(model), passes, device=place.type, dtype_bytes=choose_dtype("auto", place).itemsize)
 
 
 def sketch(source: Source) -> Sketch:

@@ -1,10 +1,25 @@
 """The command line: each command parses, makes one call, and shows. Results go to stdout, everything else to stderr."""
 
 from workbench import jobs
-from workbench.cli import calibrating, circuits, conflict, lists, mapping, measuring, outputs, policy, sinks, successor, verifying
+from workbench.cli import calibrating, circuits, conflict, lists, mapping, measuring, needle, outputs, policy, sinks, successor, verifying
 from workbench.cli.app import app
 
-__all__ = ["app", "calibrating", "circuits", "conflict", "lists", "main", "mapping", "measuring", "outputs", "policy", "sinks", "successor", "verifying"]
+__all__ = [
+    "app",
+    "calibrating",
+    "circuits",
+    "conflict",
+    "lists",
+    "main",
+    "mapping",
+    "measuring",
+    "needle",
+    "outputs",
+    "policy",
+    "sinks",
+    "successor",
+    "verifying",
+]
 
 
 def main() -> None:

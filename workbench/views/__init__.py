@@ -7,6 +7,7 @@ from workbench.views.heads import Panel, head_map, panel, panels, text_map
 from workbench.views.one_head import following_figure, head_table, lost_figure
 from workbench.views.page import evidence_lines, evidence_text, save_html
 from workbench.views.quality import quality_figure
+from workbench.views.recall import recall_figure, recall_map, recall_totals
 from workbench.views.scores import agreement_figure, distribution_figure, pair_figure
 from workbench.views.successor import class_figure
 
@@ -30,6 +31,9 @@ __all__ = [
     "panel",
     "panels",
     "quality_figure",
+    "recall_figure",
+    "recall_map",
+    "recall_totals",
     "save_figure",
     "save_html",
     "save_table",
