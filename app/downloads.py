@@ -19,6 +19,8 @@ MIME = {
     ".csv": "text/csv",
     ".parquet": "application/vnd.apache.parquet",
     ".json": "application/json",
+    ".labels.json": "application/json",
+    ".graphml": "application/graphml+xml",
 }
 Files = dict[str, "Callable[[], bytes] | bytes"]
 """What can be downloaded, by the ending of its name; a function is called when it is asked for."""

@@ -40,6 +40,12 @@ def block_map(message: bytes, key: str) -> str | None:
     return _of(BLOCK_MAP(data=message, key=key, on_view_change=_nothing), "view")
 
 
+def clicked(event: Any) -> str | None:
+    """The custom data of the point that was clicked in a figure of plotly, if it has any."""
+    found = [point.get("customdata") for point in event.selection.points]
+    return next((data[0] if isinstance(data, list) else data for data in found if data), None)
+
+
 def _of(result: Any, name: str) -> Any:
     return getattr(result, name, None)
 
