@@ -14,7 +14,7 @@ from workbench.errors import InputError
 from workbench.labels import HeadLabels
 from workbench.matching import words_of
 from workbench.mixture import Mixture
-from workbench.needles import load_needles
+from workbench.needle_files import load_needles
 from workbench.prompts import Prompts
 from workbench.recipes import RepeatedTokens
 from workbench.tiny import ARCHITECTURES, random_model

@@ -12,7 +12,8 @@ from workbench.documents import INSTRUCTION, DocumentSearch
 from workbench.errors import InputError
 from workbench.matching import word_recall
 from workbench.models import HFModel
-from workbench.needles import Needle, NeedleTests, load_needles
+from workbench.needle_files import Needle, load_needles
+from workbench.needles import NeedleTests
 from workbench.probes import _needle
 from workbench.prompts import Prompts
 from workbench.reads import NextTokenValue

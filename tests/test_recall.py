@@ -17,7 +17,8 @@ from workbench.errors import InputError
 from workbench.heads import Head
 from workbench.labels import HeadLabels
 from workbench.needles import NeedleTests
-from workbench.recall import Recall, Setting, chosen, measure, of_benchmark
+from workbench.recall import Recall, of_benchmark
+from workbench.recall.measuring import Setting, chosen, measure
 from workbench.rules import RULES
 
 REPORT = Path(__file__).resolve().parent.parent / "reports" / "smollm2-135m" / "needle_ablation.csv"

@@ -12,7 +12,8 @@ import numpy as np
 
 from workbench.errors import InputError
 from workbench.models import Model
-from workbench.needles import DATE, load_needles
+from workbench.needle_files import load_needles
+from workbench.needles import DATE
 from workbench.prompts import Prompts, special_ids
 
 USER, RESPONSE = "user", "response"

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from workbench.models import Model
-from workbench.needles import DATE, Haystack, Needle, encode, load_needles, tokens_between
+from workbench.needle_files import Needle, load_needles
+from workbench.needles import DATE, Haystack, encode, tokens_between
 from workbench.prompts import Prompts
 
 INSTRUCTION = "Please find information that are relevant to the following query in the paragraphs above."

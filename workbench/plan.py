@@ -12,7 +12,7 @@ from workbench.heads import Shape
 from workbench.models import HFModel, choose_device, choose_dtype
 from workbench.needles import NeedleTests
 from workbench.ops.blocked import ELEMENTS
-from workbench.recall import Setting
+from workbench.recall.measuring import Setting
 from workbench.sources import Source
 
 SPEED = {"cpu": 40e9, "cuda": 60e12, "mps": 2e12}

@@ -18,7 +18,8 @@ from workbench.errors import InputError
 from workbench.kernels.applied import Applied, apply
 from workbench.matching import word_recall
 from workbench.models import HFModel
-from workbench.needles import NeedleTests, load_needles
+from workbench.needle_files import load_needles
+from workbench.needles import NeedleTests
 from workbench.policies import HeadPolicy
 from workbench.prompts import Prompts, bos
 from workbench.recipes import haystack_text

@@ -13,7 +13,8 @@ from workbench.errors import InputError
 from workbench.sources import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from workbench.recall import Recall, Setting
+    from workbench.recall import Recall
+    from workbench.recall.measuring import Setting
 
 
 @app.command()
@@ -46,20 +47,21 @@ def needle(
 
     Example: `workbench needle heads.json --ablate 10 --lengths 200,400 --depths 0.1,0.9 --out needle.csv`
     """
-    from workbench import models, recall
+    from workbench import models
     from workbench.labels import HeadLabels
+    from workbench.recall import measuring
 
     begin = time.perf_counter()
     if out.suffix != ".csv":
         raise InputError(f"--out is a .csv file, not {out}")
     known = HeadLabels.load(labels)
-    heads = recall.chosen(known, ablate, by)
+    heads = measuring.chosen(known, ablate, by)
     setting = setting_of(lengths, depths, kind=kind, per_cell=per_cell, draws=draws, seed=seed, needles=needles, haystack=haystack)
     show.hush_libraries()
     loaded = models.load(model, device=device, dtype=dtype, revision=revision, say=show.remark)
     known.check_model(loaded.card)
     with show.progress() as progress:
-        found = recall.measure(loaded, heads, setting, runs=None if str(runs) == "-" else runs, progress=progress)
+        found = measuring.measure(loaded, heads, setting, runs=None if str(runs) == "-" else runs, progress=progress)
     files = _written(found, out)
     if as_json:
         totals = found.totals().to_dict("records")
@@ -82,7 +84,7 @@ def setting_of(
     """What is asked, from the texts of the options; what was not given is as the package has it. Raises `InputError`."""
     from dataclasses import replace
 
-    from workbench.recall import TESTS, Setting
+    from workbench.recall.measuring import TESTS, Setting
 
     tests = replace(
         TESTS,

@@ -16,7 +16,8 @@ from workbench.implementations import choose
 from workbench.labels import HeadLabels
 from workbench.looking import others
 from workbench.models import HFModel
-from workbench.needles import NeedleTests, load_needles
+from workbench.needle_files import load_needles
+from workbench.needles import NeedleTests
 from workbench.prompts import Prompts
 from workbench.reads import HeadOutput
 from workbench.recall.table import COLUMNS, PHASES, VARIANTS, Recall, judged

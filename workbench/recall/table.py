@@ -14,7 +14,7 @@ from workbench.errors import InputError
 from workbench.files import write_text
 from workbench.heads import Head
 from workbench.matching import word_recall
-from workbench.needles import load_needles
+from workbench.needle_files import load_needles
 from workbench.scores import bootstrap_interval
 
 PHASES = {"zero": "both", "mean": "both", "uniform": "decode"}
