@@ -1,6 +1,10 @@
 """How do a figure and a table leave the workbench? A figure as a page, a picture or a drawing; a table as CSV or Parquet."""
 
 import io
+import re
+import tempfile
+from base64 import b64encode
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,16 +37,53 @@ def figure_bytes(figure: go.Figure, ending: str = ".html") -> bytes:
         return page_of(figure).encode()
     if ending not in PICTURES:
         raise unknown("kind of figure", ending, FIGURES)
+    (content,) = pictures([figure], ending)
+    return content
+
+
+def pictures(figures: Sequence[go.Figure], ending: str = ".png") -> list[bytes]:
+    """Several figures as pictures, `.png` or `.svg`, with one start of the browser. Raises `InputError` as `figure_bytes` does."""
     if find_spec("kaleido") is None:
         raise InputError(NO_KALEIDO)
     from choreographer.errors import ChromeNotFoundError
-    from kaleido import calc_fig_sync
+    from kaleido import write_fig_from_object_sync
 
-    size = {"width": figure.layout.width or 900, "height": figure.layout.height or 500}
-    try:
-        return calc_fig_sync(figure, opts={"format": ending[1:], "scale": SCALE if ending == ".png" else 1, **size}, kopts={"mathjax": False})
-    except ChromeNotFoundError as error:
-        raise InputError(NO_BROWSER) from error
+    scale = SCALE if ending == ".png" else 1
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{number}{ending}" for number in range(len(figures))]
+        asked = [
+            {
+                "fig": figure,
+                "path": path,
+                "opts": {"format": ending[1:], "scale": scale, "width": figure.layout.width or 900, "height": figure.layout.height or 500},
+            }
+            for figure, path in zip(figures, paths, strict=True)
+        ]
+        try:
+            write_fig_from_object_sync(asked, kopts={"mathjax": False, "n": 1})
+        except ChromeNotFoundError as error:
+            raise InputError(NO_BROWSER) from error
+        return [path.read_bytes() for path in paths]
+
+
+def drawn(svg: str) -> go.Figure:
+    """A drawing of `views.svg` on white paper as a figure, so that it becomes a picture as any other."""
+    width, height = (int(number) for number in re.findall(r'^<svg [^>]*width="(\d+)" height="(\d+)"', svg)[0])
+    source = f"data:image/svg+xml;base64,{b64encode(svg.encode()).decode()}"
+    image = {"source": source, "xref": "paper", "yref": "paper", "x": 0, "y": 1, "sizex": 1, "sizey": 1, "sizing": "stretch"}
+    hidden = {"visible": False}
+    return go.Figure(
+        layout={
+            "images": [image],
+            "xaxis": hidden,
+            "yaxis": hidden,
+            "width": width,
+            "height": height,
+            "margin": dict.fromkeys("ltrb", 0),
+            "paper_bgcolor": "white",
+            "plot_bgcolor": "white",
+        }
+    )
 
 
 def save_figure(figure: go.Figure, path: str | Path) -> Path:
