@@ -1,7 +1,7 @@
 """The command line: each command parses, makes one call, and shows. Results go to stdout, everything else to stderr."""
 
 from workbench import jobs
-from workbench.cli import calibrating, circuits, conflict, lists, mapping, measuring, needle, outputs, policy, sinks, successor, verifying
+from workbench.cli import calibrating, circuits, conflict, lists, mapping, measuring, needle, outputs, policy, reporting, sinks, successor, verifying
 from workbench.cli.app import app
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "needle",
     "outputs",
     "policy",
+    "reporting",
     "sinks",
     "successor",
     "verifying",
