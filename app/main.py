@@ -9,6 +9,7 @@ HELP = "A file of `workbench label`, or of `workbench score --out scores.parquet
 pages = [
     st.Page("app_pages/heads.py", title="Heads", default=True),
     st.Page("app_pages/one_head.py", title="One head"),
+    st.Page("app_pages/long_context.py", title="Long context"),
     st.Page("app_pages/runs.py", title="Runs"),
 ]
 page = st.navigation(pages, position="top")

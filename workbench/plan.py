@@ -1,7 +1,7 @@
 """What will it cost? Time and memory of a capture, by arithmetic from the model's configuration and the prompts' lengths; no weights are loaded."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -52,6 +52,13 @@ class Estimate:
     tokens: int
     assumptions: tuple[str, ...]
 
+    @property
+    def words(self) -> str:
+        """What it will take, in words."""
+        spent = f"{self.seconds:.0f} s" if self.seconds < 120 else f"{self.seconds / 60:.0f} min" if self.seconds < 7200 else f"{self.seconds / 3600:.1f} h"
+        passes = "one forward pass" if self.forwards == 1 else f"{self.forwards:,} forward passes"
+        return f"about {spent} and {self.bytes / 2**30:.1f} GiB for {passes} over {self.tokens:,} tokens"
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -72,6 +79,19 @@ def size_of(model: HFModel) -> Size:
     """The sizes of a loaded or sketched model."""
     embedding = model.hf.get_input_embeddings().weight
     return Size(model.shape, sum(weight.numel() for weight in model.hf.parameters()), embedding.numel(), model.vocabulary)
+
+
+def upto(size: Size, layer: int) -> Size:
+    """The sizes of the same model without the layers behind `layer`: a pass that ends there."""
+    share = (layer + 1) / size.shape.n_layers
+    blocks = round((size.parameters - size.embedding) * share)
+    return replace(size, shape=replace(size.shape, n_layers=layer + 1), parameters=size.embedding + blocks)
+
+
+def of_pass(model: HFModel, length: int, layer: int) -> Estimate:
+    """What one pass over `length` tokens that ends in a layer takes where models run by default; a `sketch` of the model will do."""
+    place = choose_device("auto")
+    return estimate(upto(size_of(model), layer), [Pass(length)], device=place.type, dtype_bytes=choose_dtype("auto", place).itemsize)
 
 
 def passes_of(model: HFModel, groups: Iterable[Group]) -> list[Pass]:

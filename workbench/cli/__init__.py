@@ -1,7 +1,7 @@
 """The command line: each command parses, makes one call, and shows. Results go to stdout, everything else to stderr."""
 
 from workbench import jobs
-from workbench.cli import calibrating, circuits, conflict, lists, mapping, measuring, needle, outputs, policy, reporting, sinks, successor, verifying
+from workbench.cli import calibrating, circuits, conflict, lists, long_map, mapping, measuring, needle, outputs, policy, reporting, sinks, successor, verifying
 from workbench.cli.app import app
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "circuits",
     "conflict",
     "lists",
+    "long_map",
     "main",
     "mapping",
     "measuring",

@@ -36,7 +36,6 @@ from workbench.sources import DEFAULT_MODEL
 if TYPE_CHECKING:
     from workbench.measure import Options, Way
     from workbench.models import HFModel
-    from workbench.plan import Estimate
     from workbench.scores import HeadScores
 
 LONG = 60
@@ -175,7 +174,7 @@ def plan(
     if as_json:
         show.as_json({"model": sketched.name, "preset": preset, **asdict(cost)})
     else:
-        show.result(f"{sketched.name}, {preset} preset, {sum(len(group.probes) for group in groups)} probes: {_cost(cost)}")
+        show.result(f"{sketched.name}, {preset} preset, {sum(len(group.probes) for group in groups)} probes: {cost.words}")
         show.result(*(f"  {assumption}" for assumption in cost.assumptions))
 
 
@@ -227,11 +226,6 @@ def _announce(model: "HFModel", groups: list) -> None:
 
     cost = planning.estimate(planning.size_of(model), planning.passes_of(model, groups), device=model.device.type, dtype_bytes=model.dtype.itemsize)
     if cost.seconds > LONG:
-        show.remark(f"{model.name}: {_cost(cost)}")
+        show.remark(f"{model.name}: {cost.words}")
     if model.device.type == "cpu" and cost.bytes > (free := psutil.virtual_memory().available):
         show.remark(f"this machine has {free / 2**30:.1f} GiB free; shorter --lengths or fewer --probe take less", style="yellow")
-
-
-def _cost(cost: "Estimate") -> str:
-    spent = f"{cost.seconds:.0f} s" if cost.seconds < 120 else f"{cost.seconds / 60:.0f} min" if cost.seconds < 7200 else f"{cost.seconds / 3600:.1f} h"
-    return f"about {spent} and {cost.bytes / 2**30:.1f} GiB for {cost.forwards:,} forward passes over {cost.tokens:,} tokens"

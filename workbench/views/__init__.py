@@ -4,7 +4,8 @@ from workbench.views.attention import attention_figure
 from workbench.views.canvas import head_canvas, script, signed_canvas, token_canvas
 from workbench.views.export import TABLES, camera, figure_bytes, save_figure, save_table, table_bytes
 from workbench.views.heads import Panel, head_map, panel, panels, text_map
-from workbench.views.one_head import following_figure, head_table, lost_figure
+from workbench.views.long_map import MARKS, block_canvas
+from workbench.views.needle import following_figure, head_table, lost_figure
 from workbench.views.page import evidence_lines, evidence_text, save_html
 from workbench.views.quality import quality_figure
 from workbench.views.recall import recall_figure, recall_map, recall_totals
@@ -12,10 +13,12 @@ from workbench.views.scores import agreement_figure, distribution_figure, pair_f
 from workbench.views.successor import class_figure
 
 __all__ = [
+    "MARKS",
     "TABLES",
     "Panel",
     "agreement_figure",
     "attention_figure",
+    "block_canvas",
     "camera",
     "class_figure",
     "distribution_figure",

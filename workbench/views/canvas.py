@@ -35,7 +35,7 @@ def head_canvas(labels: HeadLabels, shown: Panel, chosen: Head | None = None) ->
         "labels": [", ".join(names) for names in labels.labels.values()],
         "shades": SHADES,
     }
-    return _message(header, shown.score_LH)
+    return message(header, shown.score_LH)
 
 
 def signed_canvas(value_LH: Float[np.ndarray, "L H"], title: str, told: Sequence[str], marked: Collection[Head] = (), mark: str = "") -> bytes:
@@ -56,7 +56,7 @@ def signed_canvas(value_LH: Float[np.ndarray, "L H"], title: str, told: Sequence
         "shades": SIGNED,
         "range": [-largest, largest],
     }
-    return _message(header, value_LH)
+    return message(header, value_LH)
 
 
 def token_canvas(
@@ -64,7 +64,7 @@ def token_canvas(
 ) -> bytes:
     """The attention of one head on the tokens of one text: from each row to each key, and what each token receives; the `pinned` row stays in view."""
     header = {"tokens": list(tokens), "head": str(head), "pinned": pinned}
-    return _message(header, np.concatenate([pattern_QK.ravel(), received_K]))
+    return message(header, np.concatenate([pattern_QK.ravel(), received_K]))
 
 
 @cache
@@ -75,7 +75,8 @@ def script(name: str) -> tuple[str, str]:
     return code, style
 
 
-def _message(header: Mapping[str, Any], values: np.ndarray) -> bytes:
+def message(header: Mapping[str, Any], values: np.ndarray) -> bytes:
+    """A header of plain data and numbers as float32, as bytes; see above."""
     text = json.dumps(header, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 4)
     return len(text).to_bytes(4, "little") + text + np.ascontiguousarray(values, "<f4").tobytes()
