@@ -114,16 +114,17 @@ class Anatomy:
 
     def pattern(self, layer: int, q_NHQE: Float[Tensor, "N H Q E"], k_NGKE: Float[Tensor, "N G K E"]) -> Float[Tensor, "N H Q K"]:
         """Where each query looks; the queries are those of the last Q positions. In single precision at least, rows sum to 1."""
-        score = self._scores[layer]
         group = q_NHQE.shape[1] // k_NGKE.shape[1]
         q_NGRE = rearrange(q_NHQE, "n (g h) q e -> n g (h q) e", h=group)
-        s_NHQK = rearrange(torch.matmul(q_NGRE, k_NGKE.mT), "n g (h q) k -> n (g h) q k", h=group).float() * score.scaling
-        if score.softcap is not None:
-            s_NHQK = (s_NHQK / score.softcap).tanh() * score.softcap
+        s_NHQK = self.scored(layer, rearrange(torch.matmul(q_NGRE, k_NGKE.mT), "n g (h q) k -> n (g h) q k", h=group))
         keys, rows = k_NGKE.shape[2], q_NHQE.shape[2]
         back_QK = torch.arange(keys - rows, keys, device=s_NHQK.device)[:, None] - torch.arange(keys, device=s_NHQK.device)
-        hidden_QK = back_QK < 0 if score.window is None else (back_QK < 0) | (back_QK >= score.window)
-        return s_NHQK.masked_fill(hidden_QK, -torch.inf).softmax(-1).to(q_NHQE.dtype)
+        return s_NHQK.masked_fill((back_QK < 0) | (back_QK >= (self._scores[layer].window or keys)), -torch.inf).softmax(-1).to(q_NHQE.dtype)
+
+    def scored(self, layer: int, product: Float[Tensor, "*pairs"]) -> Float[Tensor, "*pairs"]:
+        """Scores in front of the softmax from products q·k of a layer, in single precision at least."""
+        score = self._scores[layer]
+        return product.float() * score.scaling if score.softcap is None else (product.float() * score.scaling / score.softcap).tanh() * score.softcap
 
     def mix(self, layer: int, q: Float[Tensor, "N H Q E"], k: Float[Tensor, "N G K E"], v: Float[Tensor, "N G K E"]) -> Float[Tensor, "N H Q E"]:
         """Head outputs z of a layer, as the model computes them."""
