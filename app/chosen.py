@@ -1,10 +1,10 @@
 """What is shown? The labels and the model that all pages share, and how they say what went wrong."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
@@ -24,13 +24,17 @@ TABLE = ".parquet"
 BUNDLED = Path(__file__).resolve().parent.parent / "reports" / "smollm2-135m" / "heads.json"
 
 
+BY_FINGERPRINT: dict[str | type[Any], Callable[[Any], Any]] = {"workbench.models.HFModel": lambda loaded: loaded.fingerprint}
+"""How a cache of Streamlit tells one model from another."""
+
+
 @contextmanager
 def told() -> Generator[None]:
     """Say in a sentence what cannot be used, and leave the rest of the page."""
     try:
         yield
     except InputError as error:
-        st.error(_sentence(error))
+        st.error(sentence(error))
         st.stop()
 
 
@@ -54,7 +58,7 @@ def refused() -> str:
         if upload is not None:
             _parsed(upload.getvalue(), upload.name)
     except InputError as error:
-        return _sentence(error)
+        return sentence(error)
     return ""
 
 
@@ -132,7 +136,8 @@ def runs() -> Path:
     return Path(os.environ.get("WORKBENCH_RUNS") or "runs")
 
 
-def _sentence(error: InputError) -> str:
+def sentence(error: InputError) -> str:
+    """What went wrong, as a sentence."""
     text = str(error).removesuffix(".") + "."
     first, _, rest = text.partition(" ")
     return f"{first.capitalize()} {rest}" if first.isalpha() and first.islower() else text

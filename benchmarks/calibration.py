@@ -2,8 +2,8 @@
 
     python benchmarks/calibration.py --out reports/smollm2-135m/calibration
 
-Writes OUT.md (the held-out table, and what the search found) and OUT.csv (one row per head measured). In float32 on a CPU: one without instructions for
-bfloat16 is slower in it.
+Writes OUT.md (the held-out table, and what the search found), OUT.csv (one row per head measured) and OUT.heldout.csv. In float32 on a CPU: one without
+instructions for bfloat16 is slower in it.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from report import write_report
 from workbench import load
 from workbench.calibration import Asked, Calibration, Setting, calibrate
 from workbench.edits import Calibrate, SinkRule
+from workbench.files import write_text
 
 
 def load_of_machine() -> str:
@@ -115,6 +116,7 @@ def write(given: argparse.Namespace, found: Calibration, before: str) -> pd.Data
     text = {name: ["" if pd.isna(value) else how.format(value) for value in found.held_out[name]] for name, how in shown.items()}
     table = found.held_out.assign(**text)
     write_report(given.out, "Attention sinks calibrated (ACT)", remarks(found, before), table, found.search.table)
+    write_text(given.out.with_suffix(".heldout.csv"), found.held_out.to_csv(index=False))
     return table
 
 

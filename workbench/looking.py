@@ -1,6 +1,6 @@
 """What does one head do with a text of one's own? Where it looks, what it writes for the tokens there, and what the model predicts without it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,18 +69,26 @@ def without(model: HFModel, text: str, heads: Sequence[Head], seed: int = 0) -> 
     prompts, controls = text_prompts(model, text), others(model, heads, seed)
     ids_T = torch.as_tensor(prompts.ids_BT[0].copy(), device=model.device)
     logprob_3TV = [_predicted(model, ids_T, some) for some in ((), heads, controls)]
-    last_3V = [logprob_TV[-1].exp() for logprob_TV in logprob_3TV]
-    likely = list(dict.fromkeys(int(token) for last_V in last_3V for token in last_V.topk(min(SHOWN, len(last_V))).indices))
     names = ("whole", "without", "control")
-    following = {name: [float(last_V[token]) for token in likely] for name, last_V in zip(names, last_3V, strict=True)}
+    following = following_table(model, {name: logprob_TV[-1] for name, logprob_TV in zip(names, logprob_3TV, strict=True)})
     index_T1 = ids_T[1:, None]
     lost = {name: logprob_TV[:-1].gather(1, index_T1)[:, 0].cpu().numpy() for name, logprob_TV in zip(names, logprob_3TV, strict=True)}
     return Without(
         tuple(heads),
         controls,
-        pd.DataFrame({"token": token_texts(model, likely), **following}).sort_values("whole", ascending=False, ignore_index=True),
+        following,
         pd.DataFrame({"token": token_texts(model, prompts.ids_BT[0][1:]), **lost}),
     )
+
+
+def following_table(model: HFModel, logprobs: Mapping[str, Float[Tensor, " V"]]) -> pd.DataFrame:
+    """What may come next by several predictions, log-probabilities over the vocabulary: `token`, and its probability (0–1) in a column for each of them.
+
+    A row for each token that any of them has among its ten likeliest; the likeliest of the first on top.
+    """
+    likely = list(dict.fromkeys(int(token) for logprob_V in logprobs.values() for token in logprob_V.topk(min(SHOWN, len(logprob_V))).indices))
+    shares = {name: [float(logprob_V[token].exp()) for token in likely] for name, logprob_V in logprobs.items()}
+    return pd.DataFrame({"token": token_texts(model, likely), **shares}).sort_values(next(iter(logprobs)), ascending=False, ignore_index=True)
 
 
 def writes(model: HFModel, text: str, head: Head, count: int = 8) -> pd.DataFrame:

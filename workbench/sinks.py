@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Int
 
 from workbench.captures import Capture, capture
 from workbench.conversations import RESPONSE, USER, Message, conversation
@@ -56,6 +57,20 @@ class Sinks:
         found["layers"] = [f"{first}–{last}" if first < last else str(first) for first, last in zip(found["first"], found["last"], strict=True)]
         ordered = found.sort_values(["rule", "heads", "position"], ascending=[True, False, True], kind="stable", ignore_index=True)
         return ordered[["rule", "position", "token", "heads", "layers", "received"]]
+
+    def by_head(self, rule: str) -> Int[np.ndarray, "L H"]:
+        """How many sinks each head has by a rule."""
+        return self._counted(rule, "head", self.card.shape.n_heads)
+
+    def by_layer(self, rule: str) -> Int[np.ndarray, "L K"]:
+        """How many heads of each layer have a sink at each position by a rule."""
+        return self._counted(rule, "position", len(self.tokens))
+
+    def _counted(self, rule: str, column: str, size: int) -> np.ndarray:
+        chosen = self.sinks[self.sinks["rule"] == rule]
+        count = np.zeros((self.card.shape.n_layers, size), np.int64)
+        np.add.at(count, (chosen["layer"].to_numpy(np.int64), chosen[column].to_numpy(np.int64)), 1)
+        return count
 
     def dimensions(self) -> pd.DataFrame:
         """Where activations are massive: dimension and position, in which layers, and the largest value of all of them."""

@@ -5,6 +5,7 @@ from workbench.calibration.result import LABEL, RULE, SCORE, Asked, Calibration,
 from workbench.calibration.search import Search, Setting, search
 from workbench.calibration.sequential import ENOUGH, Tally, e_value
 from workbench.calibration.taps import prepare, screen
+from workbench.calibration.trial import Shift, Trial, shift, trial
 
 __all__ = [
     "ENOUGH",
@@ -15,7 +16,9 @@ __all__ = [
     "Calibration",
     "Search",
     "Setting",
+    "Shift",
     "Tally",
+    "Trial",
     "answers",
     "calibrate",
     "e_value",
@@ -25,4 +28,6 @@ __all__ = [
     "prepare",
     "screen",
     "search",
+    "shift",
+    "trial",
 ]

@@ -1,6 +1,7 @@
 """How do the results look? Figures and text from what others computed; nothing is computed here. The only part that imports plotly."""
 
 from workbench.views.attention import attention_figure
+from workbench.views.calibration import ACT_VARIANTS, found_panel, gain_canvas, held_out_figure, held_out_text, screening_figure
 from workbench.views.canvas import head_canvas, script, signed_canvas, token_canvas
 from workbench.views.export import TABLES, camera, figure_bytes, save_figure, save_table, table_bytes
 from workbench.views.heads import Panel, head_map, panel, panels, text_map
@@ -10,9 +11,11 @@ from workbench.views.page import evidence_lines, evidence_text, save_html
 from workbench.views.quality import quality_figure
 from workbench.views.recall import recall_figure, recall_map, recall_totals
 from workbench.views.scores import agreement_figure, distribution_figure, pair_figure
+from workbench.views.sinks import places_figure, sink_probes, sinks_panel
 from workbench.views.successor import class_figure
 
 __all__ = [
+    "ACT_VARIANTS",
     "MARKS",
     "TABLES",
     "Panel",
@@ -26,13 +29,18 @@ __all__ = [
     "evidence_text",
     "figure_bytes",
     "following_figure",
+    "found_panel",
+    "gain_canvas",
     "head_canvas",
     "head_map",
     "head_table",
+    "held_out_figure",
+    "held_out_text",
     "lost_figure",
     "pair_figure",
     "panel",
     "panels",
+    "places_figure",
     "quality_figure",
     "recall_figure",
     "recall_map",
@@ -40,8 +48,11 @@ __all__ = [
     "save_figure",
     "save_html",
     "save_table",
+    "screening_figure",
     "script",
     "signed_canvas",
+    "sink_probes",
+    "sinks_panel",
     "table_bytes",
     "text_map",
     "token_canvas",
