@@ -21,6 +21,7 @@ from workbench.models import HFModel
 from workbench.passes import MemoryErrors, check, chosen_layers, joined, run, without_padding
 from workbench.prompts import SAMPLED, Prompts
 from workbench.reads import Distances, Entropy, LayerRead, LogSumExp, Mass, Peak, Read, TopMass
+from workbench.showing import Shown
 
 CHUNKS = "a chunk has at least one token, and the reference implementation makes none; use torch or triton"
 SAMPLES = (Mass, Distances, TopMass, Entropy, Peak, LogSumExp)
@@ -28,7 +29,7 @@ SAMPLES = (Mass, Distances, TopMass, Entropy, Peak, LogSumExp)
 
 
 @dataclass(frozen=True, eq=False)
-class Capture:
+class Capture(Shown):
     """What the reads saw in one pass: `capture[read]` is a read-only array (or a named tuple of them) in the read's shape.
 
     `provenance` has implementation, dtype, device and edits, and what is worth a remark. The `sampled` reads were made on a sample of the rows. `found` is

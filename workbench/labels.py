@@ -18,12 +18,13 @@ from workbench.files import write_text
 from workbench.heads import Head, ModelCard, Shape
 from workbench.rules import RULES, Rule
 from workbench.scores import HeadScores
+from workbench.showing import Shown
 
 SCHEMA = "workbench.head-labels/1"
 
 
 @dataclass(frozen=True, eq=False)
-class HeadLabels:
+class HeadLabels(Shown):
     """What each head is: labels by head, the scores behind them, the rules, the evidence, and the model they hold for.
 
     `labels` has every head of the model, in order, with its labels (several or none). `scores` holds one array of

@@ -15,13 +15,14 @@ from jaxtyping import Float
 from workbench.errors import InputError, unknown
 from workbench.files import write_file
 from workbench.heads import Head, ModelCard
+from workbench.showing import Shown
 
 COLUMNS = ("model", "layer", "head", "kv_head", "probe", "score", "n", "std", "ci_low", "ci_high", "null")
 """`n` samples, their standard deviation, the 95% bootstrap interval of the mean (NaN where n < 2), and the null's mean."""
 
 
 @dataclass(frozen=True, eq=False)
-class HeadScores:
+class HeadScores(Shown):
     """Scores of every head on some probes: a tidy table (`COLUMNS`), the evidence behind each probe, and the provenance.
 
     A probe without enough valid evidence has no rows; `evidence[probe]["status"]` then says `insufficient evidence`.

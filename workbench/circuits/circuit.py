@@ -16,6 +16,7 @@ from workbench.files import write_file, write_text
 from workbench.heads import Head, ModelCard
 from workbench.labels import HeadLabels
 from workbench.rules import Rule
+from workbench.showing import Shown
 
 SCHEMA = "workbench.circuit/1"
 TABLES = {
@@ -35,7 +36,7 @@ MOST_HEADS = 2**16
 
 
 @dataclass(frozen=True, eq=False)
-class Circuit:
+class Circuit(Shown):
     """The `heads` that make a behaviour of one model, best first, with the evidence.
 
     `effects` has a row for every head of the model, in the circuit or not; `edges` those between its heads, the input and the logits that were measured.
