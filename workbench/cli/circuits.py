@@ -175,22 +175,22 @@ def compare(
 def show_circuit(
     file: CircuitFile,
     *,
-    html: Annotated[Path | None, typer.Option(help="Write the picture as a self-contained page.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", "--html", help="Write the picture: .html, a page that works offline, .png or .svg.")] = None,
     graphml: Annotated[Path | None, typer.Option(help="Write the graph as GraphML.")] = None,
     as_json: Json = False,
 ) -> None:
     """Show a circuit: its heads, edges and faithfulness; as a picture or a graph file on demand.
 
-    Example: `workbench circuit show ioi.json --html ioi.html`
+    Example: `workbench circuit show ioi.json --out ioi.html`
     """
     from workbench.circuits.circuit import Circuit
     from workbench.views.circuit import circuit_figure
-    from workbench.views.page import save_html
+    from workbench.views.export import save_figure
 
     made = Circuit.load(file)
     written = []
-    if html is not None:
-        written.append(save_html(circuit_figure(made), html))
+    if out is not None:
+        written.append(save_figure(circuit_figure(made), out))
     if graphml is not None:
         written.append(made.to_graphml(graphml))
     return show.as_json({**made.to_json(), "files": written}) if as_json else circuit_page(made, written)

@@ -19,7 +19,7 @@ def attention_map(
     text: Annotated[Path, typer.Option("--text", help="A text file, which is the prompt.")],
     head: Annotated[str, typer.Option("--head", help="The head, such as L17H3.")],
     model: ModelName = DEFAULT_MODEL,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("map.html"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The figure to write: .html, a page that works offline, .png or .svg.")] = Path("map.html"),
     queries: Range = None,
     keys: Range = None,
     cells: Annotated[int, typer.Option(help="The most cells along a side; a smaller rectangle shows more of itself, down to single tokens.")] = 1024,
@@ -41,6 +41,7 @@ def attention_map(
     from workbench.recipes import haystack_text
 
     shown = _range(queries, "--queries"), _range(keys, "--keys")
+    views.check_ending(out)
     content, digest = haystack_text(text)
     show.hush_libraries()
     loaded = models.load(model, device=device, dtype=dtype, revision=revision, say=show.remark)
@@ -51,7 +52,7 @@ def attention_map(
         prompts = Prompts(prompts.ids_BT[:, :tokens])
     options = {"cells": cells, "reducer": reducer, "implementation": implementation, "chunk": chunk}
     made = mapping.attention_map(loaded, prompts, head, queries=shown[0], keys=shown[1], **options)
-    page = views.save_html(views.attention_figure(made, loaded.name), out)
+    page = views.save_figure(views.attention_figure(made, loaded.name), out)
     facts = {"head": str(made.head), "tokens": made.tokens, "block": made.block, "exact": made.exact, "cells": list(made.value_UV.shape), "text": digest}
     if as_json:
         show.as_json({**facts, **made.provenance, "map": str(page)})

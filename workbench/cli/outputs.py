@@ -18,7 +18,7 @@ def show_map(
     labels_file: LabelsFile,
     probe: Annotated[str | None, typer.Option("--probe", "-p", help="The probe to show first; retrieval by default.")] = None,
     label: Annotated[str | None, typer.Option("--label", "-l", help="Show the scores behind a label and mark just its heads.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write a self-contained HTML page that works offline.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the figure: .html, a page that works offline, .png or .svg.")] = None,
     text: Annotated[bool, typer.Option("--text", help="Draw in the terminal even with --out.")] = False,
 ) -> None:
     """Draw the layer × head map: as text in the terminal, or with --out as an HTML page with all probes to choose from.
@@ -31,7 +31,7 @@ def show_map(
     labels = HeadLabels.load(labels_file)
     panel = views.panel(labels, probe, label)
     if out is not None:
-        show.result(f"heat map  {views.save_html(views.head_map(labels, probe, label), out)}")
+        show.result(f"heat map  {views.save_figure(views.head_map(labels, probe, label), out)}")
     if out is None or text:
         title = f"{labels.card.name}: {panel.title}"
         show.result(views.text_map(panel.score_LH, title=title, marked=panel.marked, meaning=panel.meaning, width=show.width()))

@@ -21,7 +21,7 @@ def successor(
     words: Annotated[str | None, typer.Option("--class", help="Show token by token what the head writes most within a class, such as days.")] = None,
     model: ModelName = DEFAULT_MODEL,
     raw: Annotated[bool, typer.Option("--raw", help="Without any norm, as in a re-implementation, instead of with all of them.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Draw the matrix of the class as a page.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Draw the matrix of the class: .html, a page that works offline, .png or .svg.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -39,6 +39,8 @@ def successor(
 
     if out is not None and words is None:
         raise InputError("--out draws the matrix of a class; name it, such as --class days")
+    if out is not None:
+        views.check_ending(out)
     show.hush_libraries()
     loaded = models.load(model, device=device, dtype=dtype, revision=revision, say=show.remark)
     weights, norms = Weights(loaded.weights, loaded.shape, None, loaded.tokenizer), RAW if raw else Norms()
@@ -46,7 +48,7 @@ def successor(
     table = head_table(weights, chosen, norms)
     seen = None if words is None else in_class(weights, chosen, words, norms=norms)
     title = f"{loaded.name} {chosen}: {words}, norms {norms.describe()}"
-    page = None if out is None or seen is None else views.save_html(views.class_figure(seen.logits_TC, seen.texts, title), out)
+    page = None if out is None or seen is None else views.save_figure(views.class_figure(seen.logits_TC, seen.texts, title), out)
     pairs = (
         [] if seen is None else [dict(zip(("token", "writes", "successor"), row, strict=True)) for row in zip(seen.texts, seen.best, seen.right, strict=True)]
     )

@@ -21,7 +21,9 @@ def verify(
     labels: Labels,
     *,
     model: ModelName = DEFAULT_MODEL,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The table, .csv; beside it the picture, .html, and the single tests.")] = Path("verify.csv"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The table, .csv or .parquet; beside it the picture, .html, and the single tests.")] = Path(
+        "verify.csv"
+    ),
     by: Annotated[list[str] | None, typer.Option("--by", help="Scores that rank KV heads, as in `policy`; given several times, each is compared.")] = None,
     combine: Combine = "sum",
     scores: Scores = None,
@@ -59,8 +61,8 @@ def verify(
     from workbench.labels import HeadLabels
     from workbench.verification import verify as measure
 
-    if out.suffix != ".csv":
-        raise InputError(f"--out is a .csv file, not {out}")
+    if out.suffix not in (".csv", ".parquet"):
+        raise InputError(f"--out is a .csv or .parquet file, not {out}")
     given = HeadLabels.load(labels)
     known = with_scores(given, scores)
     known = known if gates is None else replace(known, scores={**known.scores, **formats.read(gates, "duo", given.card).scores})
@@ -110,11 +112,10 @@ def _setting(
 def _written(found: "Verification", out: Path) -> dict[str, Path]:
     """The table, the single tests, and the picture, as files."""
     from workbench import views
-    from workbench.files import write_text
 
     return {
-        "table": write_text(out, found.table.to_csv(index=False)),
-        "tests": write_text(out.with_suffix(".tests.csv"), found.tests.to_csv(index=False)),
+        "table": views.save_table(found.table, out),
+        "tests": views.save_table(found.tests, out.with_suffix(f".tests{out.suffix}")),
         "picture": views.save_html(views.quality_figure(found.table, found.provenance), out.with_suffix(".html")),
     }
 

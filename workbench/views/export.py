@@ -28,6 +28,12 @@ NO_KALEIDO = "pictures need kaleido: pip install 'attention-head-workbench[image
 NO_BROWSER = "pictures need a Chromium or Chrome on this machine (on Debian: apt install chromium), which draws them; a page, .html, needs nothing"
 
 
+def check_ending(path: str | Path) -> None:
+    """Raise `InputError` unless a figure can be written by this name, so that it shows before anything is computed."""
+    if Path(path).suffix not in FIGURES:
+        raise unknown("kind of figure", Path(path).suffix or Path(path).name, FIGURES)
+
+
 def figure_bytes(figure: go.Figure, ending: str = ".html") -> bytes:
     """A figure as the bytes of a file: `.html` a self-contained page with what made it, `.png` or `.svg` a picture of its own size.
 
