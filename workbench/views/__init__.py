@@ -3,7 +3,7 @@
 from workbench.views.attention import attention_figure
 from workbench.views.calibration import ACT_VARIANTS, found_panel, gain_canvas, held_out_figure, held_out_text, screening_figure
 from workbench.views.canvas import head_canvas, script, signed_canvas, token_canvas
-from workbench.views.export import TABLES, camera, figure_bytes, save_figure, save_table, table_bytes
+from workbench.views.export import TABLES, camera, check_ending, figure_bytes, save_figure, save_table, table_bytes
 from workbench.views.heads import Panel, head_map, panel, panels, text_map
 from workbench.views.long_map import MARKS, block_canvas
 from workbench.views.needle import following_figure, head_table, lost_figure
@@ -23,6 +23,7 @@ __all__ = [
     "attention_figure",
     "block_canvas",
     "camera",
+    "check_ending",
     "class_figure",
     "distribution_figure",
     "evidence_lines",
