@@ -56,7 +56,7 @@ def refused() -> str:
     upload = st.session_state.get(UPLOAD)
     try:
         if upload is not None:
-            _parsed(upload.getvalue(), upload.name)
+            parsed(upload.getvalue(), upload.name)
     except InputError as error:
         return sentence(error)
     return ""
@@ -66,10 +66,10 @@ def labels() -> HeadLabels:
     """The labels that were uploaded, if they can be used, else those that the dashboard was started with, else those that come with it."""
     upload = st.session_state.get(UPLOAD)
     if upload is not None and not refused():
-        return _parsed(upload.getvalue(), upload.name)
+        return parsed(upload.getvalue(), upload.name)
     with told():
         try:
-            return _parsed(_default().read_bytes(), str(_default()))
+            return parsed(_default().read_bytes(), str(_default()))
         except OSError as error:
             raise InputError(f"cannot read {_default()}: {error.strerror}") from error
     raise AssertionError
@@ -84,7 +84,7 @@ def file_name() -> str:
 def beside(name: str) -> bytes | None:
     """A file that lies beside the labels which the dashboard was started with, if those are of the model that is shown; None if there is none."""
     try:
-        _parsed(_default().read_bytes(), str(_default())).check_model(labels().card)
+        parsed(_default().read_bytes(), str(_default())).check_model(labels().card)
         return _default().with_name(name).read_bytes()
     except (OSError, InputError):
         return None
@@ -127,7 +127,7 @@ def model_name(found: HeadLabels) -> str:
 def sketch(found: HeadLabels) -> "Sketch":
     """The model of the labels without its weights, for what a computation would cost."""
     with told():
-        return _sketch(model_name(found))
+        return sketched(model_name(found))
     raise AssertionError
 
 
@@ -148,7 +148,8 @@ def _default() -> Path:
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _parsed(content: bytes, name: str) -> HeadLabels:
+def parsed(content: bytes, name: str) -> HeadLabels:
+    """The labels of a file's bytes, a table of scores labelled by the rules; kept for all who ask. Raises `InputError`."""
     return label(_scored(content, name)) if name.endswith(TABLE) else HeadLabels.parse(content, name)
 
 
@@ -165,7 +166,8 @@ def _model(name: str) -> "HFModel":
 
 
 @st.cache_resource(max_entries=1, show_spinner=False)
-def _sketch(name: str) -> "Sketch":
+def sketched(name: str) -> "Sketch":
+    """A model without its weights, by its name."""
     from workbench.plan import sketch
     from workbench.sources import locate
 

@@ -21,7 +21,7 @@ from workbench.scores import HeadScores
 
 pytestmark = pytest.mark.usefixtures("nothing_is_remembered")
 FILES = sorted(APP.rglob("*.py"))
-VIEWS = ("Distribution", "Two probes", "Agreement", "Table", "Export", "Evidence")
+VIEWS = ("Distribution", "Two probes", "Agreement", "Table", "Side by side", "Export", "Evidence")
 ONE_HEAD = "app_pages/one_head.py"
 RUNS = "app_pages/runs.py"
 

@@ -4,8 +4,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import streamlit as st
-from chosen import labels, scores, told
+from chosen import file_name, labels, scores, told
 from maps import head_map
+from second import side_by_side
 
 from workbench import views
 from workbench.formats import FORMATS, Export, as_bytes
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 ONE_HEAD = "app_pages/one_head.py"
 ALONE = "The file has scores of one probe only."
-VIEWS = ("Distribution", "Two probes", "Agreement", "Table", "Export", "Evidence")
+VIEWS = ("Distribution", "Two probes", "Agreement", "Table", "Side by side", "Export", "Evidence")
 
 
 def distribution(found: HeadLabels, probe: str) -> None:
@@ -70,6 +71,11 @@ def table(found: HeadLabels, probe: str) -> None:
     st.download_button("Table as CSV", rows.to_csv(index=False), f"{found.card.name}-heads.csv", "text/csv", on_click="ignore")
 
 
+def beside(found: HeadLabels, probe: str) -> None:
+    """These labels beside those of another model or run."""
+    side_by_side(found, probe, file_name())
+
+
 def export(found: HeadLabels, probe: str) -> None:
     """The labels as the file of any tool."""
     form = FORMATS[st.selectbox("Format", list(FORMATS), index=list(FORMATS).index("workbench"), key="format", bind="query-params")]
@@ -101,7 +107,7 @@ def _agreement(scores: "dict[str, np.ndarray]") -> "pd.DataFrame":
     return agreement(scores)
 
 
-SHOWN = dict(zip(VIEWS, (distribution, two_probes, agreeing, table, export, evidence), strict=True))
+SHOWN = dict(zip(VIEWS, (distribution, two_probes, agreeing, table, beside, export, evidence), strict=True))
 
 found = labels()
 st.title("Heads")

@@ -3,28 +3,33 @@
 from workbench.views.attention import attention_figure
 from workbench.views.calibration import ACT_VARIANTS, found_panel, gain_canvas, held_out_figure, held_out_text, screening_figure
 from workbench.views.canvas import head_canvas, script, signed_canvas, token_canvas
+from workbench.views.comparing import depth_figure, difference_canvas, versus_figure
 from workbench.views.export import TABLES, camera, check_ending, figure_bytes, save_figure, save_table, table_bytes
 from workbench.views.heads import Panel, head_map, panel, panels, text_map
 from workbench.views.long_map import MARKS, block_canvas
-from workbench.views.needle import following_figure, head_table, lost_figure
+from workbench.views.one_head import following_figure, head_table, lost_figure
 from workbench.views.page import evidence_lines, evidence_text, save_html
 from workbench.views.quality import quality_figure
 from workbench.views.recall import recall_figure, recall_map, recall_totals
 from workbench.views.scores import agreement_figure, distribution_figure, pair_figure
 from workbench.views.sinks import places_figure, sink_probes, sinks_panel
-from workbench.views.successor import class_figure
+from workbench.views.successor import Standing, class_figure, class_table, residue_figure, standing, transfer_figure
 
 __all__ = [
     "ACT_VARIANTS",
     "MARKS",
     "TABLES",
     "Panel",
+    "Standing",
     "agreement_figure",
     "attention_figure",
     "block_canvas",
     "camera",
     "check_ending",
     "class_figure",
+    "class_table",
+    "depth_figure",
+    "difference_canvas",
     "distribution_figure",
     "evidence_lines",
     "evidence_text",
@@ -46,6 +51,7 @@ __all__ = [
     "recall_figure",
     "recall_map",
     "recall_totals",
+    "residue_figure",
     "save_figure",
     "save_html",
     "save_table",
@@ -54,7 +60,10 @@ __all__ = [
     "signed_canvas",
     "sink_probes",
     "sinks_panel",
+    "standing",
     "table_bytes",
     "text_map",
     "token_canvas",
+    "transfer_figure",
+    "versus_figure",
 ]
