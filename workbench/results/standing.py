@@ -38,7 +38,7 @@ def standing(labels: HeadLabels, scores: HeadScores | None) -> pd.DataFrame:
         if rule.probe in labels.scores
         for row in _of_rule(labels, rule, scores if scores is not None and rule.probe in known else None)
     ]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(dict.fromkeys(("labelled", "near", "at_null"), bool))
 
 
 def _of_rule(labels: HeadLabels, rule: Rule, scores: HeadScores | None) -> Iterator[tuple[object, ...]]:
