@@ -39,11 +39,11 @@ def head_canvas(labels: HeadLabels, shown: Panel, chosen: Head | None = None) ->
 
 
 def signed_canvas(value_LH: Float[np.ndarray, "L H"], title: str, told: Sequence[str], marked: Collection[Head] = (), mark: str = "") -> bytes:
-    """A layer × head map of numbers that may be below 0: blue below, orange above, white at 0, faint grey where there is none (NaN).
+    """A layer × head map of numbers that may be below 0: blue below (if any is), orange above, white at 0, faint grey where there is none (NaN).
 
     `told` is what hovering adds for every head, layer by layer; `mark` tells what the rings around `marked` heads mean.
     """
-    largest = float(np.abs(np.nan_to_num(value_LH)).max(initial=0.0)) or 1.0
+    largest, below = float(np.abs(np.nan_to_num(value_LH)).max(initial=0.0)) or 1.0, bool((value_LH < 0).any())
     header = {
         "layers": len(value_LH),
         "heads": value_LH.shape[1],
@@ -53,8 +53,8 @@ def signed_canvas(value_LH: Float[np.ndarray, "L H"], title: str, told: Sequence
         "marked": [[head.layer, head.index] for head in marked],
         "chosen": None,
         "labels": list(told),
-        "shades": SIGNED,
-        "range": [-largest, largest],
+        "shades": SIGNED if below else SIGNED[1:],
+        "range": [-largest if below else 0.0, largest],
     }
     return message(header, value_LH)
 

@@ -14,6 +14,7 @@ HELPS, HARMS = "#0b62a4", "#d97706"
 COLOURS = "blue: without what it does the metric falls; orange: it rises; grey: no single effect"
 
 EDGES_SHOWN = 60
+"""Of the edges the strongest, so that they can still be told apart."""
 
 ROW = 40
 """Pixels for each layer of the graph."""
@@ -45,6 +46,23 @@ def circuit_figure(circuit: Circuit) -> go.Figure:
     return figure
 
 
+def graph_figure(circuit: Circuit) -> go.Figure:
+    """The layered graph of a circuit alone; its heads carry their names as custom data, so that a click can open them."""
+    figure = make_subplots(rows=1, cols=1)
+    graph = circuit.graph()
+    _draw_graph(figure, graph, circuit.card.shape.n_layers)
+    figure.update_layout(
+        template="plotly_white",
+        height=100 + 38 * len({facts["layer"] for _, facts in graph.nodes(data=True)}),
+        showlegend=False,
+        margin={"t": 10, "l": 10, "r": 0, "b": 10},
+        meta={"model": circuit.card.name, "facts": {name: str(value) for name, value in circuit.provenance.items()}},
+    )
+    figure.update_xaxes(range=[-0.55, circuit.card.shape.n_heads - 0.45], showgrid=False)
+    figure.update_yaxes(title=None, ticktext=[text and f"L{text}" for text in figure.layout.yaxis.ticktext], automargin=True)
+    return figure
+
+
 def _draw_graph(figure: go.Figure, graph: nx.DiGraph, layers: int) -> None:
     place = _places(graph)
     edges = sorted(graph.edges(data=True), key=lambda edge: -edge[2]["strength"])[:EDGES_SHOWN]
@@ -68,6 +86,7 @@ def _draw_graph(figure: go.Figure, graph: nx.DiGraph, layers: int) -> None:
         marker={"symbol": "square", "size": 32, "color": [HARMS if value > 0 else HELPS if value <= 0 else "#555555" for value in effect]},
         hovertext=[node if np.isnan(value) else f"{node}: {value:+.3f}" for node, value in zip(graph, effect, strict=True)],
         hoverinfo="text",
+        customdata=list(graph),
         row=1,
         col=1,
     )
