@@ -139,15 +139,33 @@ def test_a_head_a_text_and_a_row_are_an_address(tiny):
     table = app.dataframe[0].value
     assert set(table["label"]) == {"induction", "retrieval"}
     assert list(app.dataframe[1].value["token"]) == ["<s>", "a", "b", "c"]
-    assert not app.get("plotly_chart")
+    assert titles(app) == {"added to the logit of the next token"}
 
 
-def test_ablating_shows_the_next_tokens(tiny):
-    app = opened(ONE_HEAD, head="L1H4", text="abcabc", ablate="true")
-    assert len(app.get("plotly_chart")) == 2
+def titles(app):
+    """What stands at the axes of numbers of the figures."""
+    layouts = [json.loads(chart.proto.spec)["layout"] for chart in app.get("plotly_chart")]
+    return {layout[axis]["title"]["text"] for layout in layouts for axis in ("xaxis", "yaxis") if "title" in layout[axis]} - {"token of the text"}
+
+
+@pytest.mark.parametrize("kind", ["zero", "mean", "resample", "uniform"])
+def test_ablating_shows_the_next_tokens(tiny, kind):
+    app = opened(ONE_HEAD, head="L1H4", text="abcabc", ablate="true", kind=kind)
+    assert app.segmented_control(key="kind").value == kind
+    assert titles(app) == {"added to the logit of the next token", "probability as the next token", "surprise added, nats"}
     app = opened(ONE_HEAD, head="L1H4", text="abcabc", ablate="true", off="all 2 heads labelled induction")
     assert app.selectbox(key="off").value == "all 2 heads labelled induction"
-    assert len(app.get("plotly_chart")) == 2
+    assert len(titles(app)) == 3
+
+
+def test_what_a_head_matches_and_where_it_writes_are_an_address(tiny):
+    app = opened(ONE_HEAD, head="L1H4", text="abcabc", match="true", examples="true")
+    matched = app.dataframe[2].value
+    assert list(matched["token"]) == ["<s>", "a", "b", "c"]
+    assert matched["rank of itself"].between(1, len(tiny.weights.embedding())).all()
+    strongest = app.dataframe[3].value
+    assert strongest["length of the write"].is_monotonic_decreasing
+    assert not app.error
 
 
 @pytest.mark.parametrize("row", ["-1", "99", "x", "²"])

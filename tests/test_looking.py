@@ -6,11 +6,13 @@ import torch
 
 from workbench.captures import capture
 from workbench.edits import Ablate
+from workbench.edits.ablate import KINDS, Reference
 from workbench.errors import InputError
 from workbench.heads import Head
-from workbench.looking import MOST_TOKENS, look, without, writes
+from workbench.looking import MOST_TOKENS, PIECES, look, without, writes
 from workbench.prompts import Prompts
-from workbench.reads import NextToken, Pattern
+from workbench.reads import HeadOutput, NextToken, Pattern
+from workbench.recipes import text_pieces
 from workbench.tiny import random_model
 
 TEXT = "abcab cab"
@@ -38,12 +40,15 @@ def test_a_look_is_the_pattern_of_that_head(model):
 
 
 @pytest.mark.parametrize("heads", [(HEAD,), (Head(0, 1), Head(1, 0), Head(1, 2))])
-def test_without_heads_is_zero_ablation(model, heads):
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_heads_is_their_ablation(model, heads, kind):
     heads = tuple(in_range(model, head) for head in heads)
-    result = without(model, TEXT, heads)
+    result = without(model, TEXT, heads, seed=2, kind=kind)
     prompts = Prompts.from_text(model, TEXT)
+    elsewhere, _ = text_pieces(model, PIECES, prompts.length, seed=2)
+    reference = Reference(capture(model, elsewhere, [HeadOutput()])[HeadOutput()]) if kind in ("mean", "resample") else None
     for column, off in (("whole", ()), ("without", heads), ("control", result.controls)):
-        seen = capture(model, prompts, [NextToken()], [Ablate(off, kind="zero")] if off else [])[NextToken()]
+        seen = capture(model, prompts, [NextToken()], [Ablate(off, kind, reference=reference, seed=2)] if off else [])[NextToken()]
         np.testing.assert_allclose(result.lost[column], seen.logprob[0, :-1], atol=1e-4)
         best = result.following.loc[result.following[column].idxmax(), "token"]
         assert best == model.tokenizer.decode([int(seen.choice[0, -1])])

@@ -8,12 +8,11 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from workbench.captures import Capture, capture
-from workbench.errors import InputError
 from workbench.heads import Head
 from workbench.models import HFModel
-from workbench.prompts import Prompts, bos
+from workbench.prompts import Prompts
 from workbench.reads import Peak, Written
-from workbench.recipes import haystack_text, offsets
+from workbench.recipes import text_pieces
 
 AROUND = 8
 """Tokens of text that are shown before an example, and at least so many lie between two examples."""
@@ -38,14 +37,7 @@ def observe(model: HFModel, *, pieces: int = 8, length: int = 256, path: Path | 
 
     Raises `InputError` for a text that cannot be read or is too short for a piece, and without a tokenizer.
     """
-    text, name = haystack_text(path)
-    ids_T, _, _ = offsets(model, text)
-    front = bos(model)
-    size = min(length, model.positions) - len(front)
-    if size < 2 or len(ids_T) < size:
-        raise InputError(f"a piece has {size} tokens of text, at least 2; the text has {len(ids_T)}")
-    begins = np.random.default_rng(seed).integers(0, len(ids_T) - size + 1, pieces)
-    prompts = Prompts(np.array([[*front, *ids_T[begin : begin + size]] for begin in begins]))
+    prompts, name = text_pieces(model, pieces, min(length, model.positions), path, seed)
     parts = [_seen(capture(model, Prompts(prompts.ids_BT[row][None]), [Written(), Peak()])) for row in range(pieces)]
     written, key, share = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return Observed(prompts.ids_BT, written, key, share, name)

@@ -7,21 +7,29 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from workbench.attention import Tap, tapped
 from workbench.captures import capture
+from workbench.edits.ablate import Ablate, Reference
 from workbench.errors import InputError
 from workbench.heads import Head
 from workbench.models import HFModel
 from workbench.prompts import Prompts
-from workbench.pruning import pruned
-from workbench.reads import Pattern, Received
+from workbench.reads import HeadOutput, Pattern, Received
+from workbench.recipes import text_pieces
 from workbench.token_circuits import of_head, on, readout, sources
 from workbench.weights import Weights
 
 MOST_TOKENS = 512
 """The longest text, in tokens, that is shown token by token; `mapping` shows longer ones."""
+
+PIECES = 8
+"""How many pieces of other text stand behind mean and resample ablation."""
+
+WAY = "torch"
+"""The implementation that predicts: it takes every edit, and short texts are fast in it."""
 
 SHOWN = 10
 """How many next tokens a comparison shows of each variant."""
@@ -40,7 +48,7 @@ class Look:
 
 @dataclass(frozen=True, eq=False)
 class Without:
-    """What a model predicts with all heads and without some of them (`heads`, each writes nothing), and without as many others (`controls`).
+    """What a model predicts with all heads and without some of them (`heads`), and without as many others (`controls`), ablated in one of `KINDS`.
 
     `following` has a row per next token that any variant thinks likely: `token`, and its probability `whole`, `without`, `control` (0–1) behind the text.
     `lost` has a row per token of the text but the last: `token`, which comes next, and its log-probability (nats) in the same three columns.
@@ -61,14 +69,21 @@ def look(model: HFModel, text: str, head: Head) -> Look:
     return Look(head, token_texts(model, prompts.ids_BT[0]), pattern_QK, received_K, seen.provenance)
 
 
-def without(model: HFModel, text: str, heads: Sequence[Head], seed: int = 0) -> Without:
+def without(model: HFModel, text: str, heads: Sequence[Head], seed: int = 0, kind: str = "zero") -> Without:
     """Predict with all heads, without `heads`, and without as many others of the same layers, drawn from `seed`: the control.
 
-    Where a layer has too few others, the control takes those there are. Raises `InputError` as `look` does.
+    `kind` is one of `edits.ablate.KINDS`, at all rows; `mean` and `resample` take what heads write on `PIECES` pieces, as long as the text, of the language
+    reference that every Python carries. Where a layer has too few others, the control takes those there are. Raises `InputError` as `look` does.
     """
+    for head in heads:
+        model.shape.check(head)
     prompts, controls = text_prompts(model, text), others(model, heads, seed)
     ids_T = torch.as_tensor(prompts.ids_BT[0].copy(), device=model.device)
-    logprob_3TV = [_predicted(model, ids_T, some) for some in ((), heads, controls)]
+    reference = None
+    if kind in ("mean", "resample"):
+        elsewhere, _ = text_pieces(model, PIECES, prompts.length, seed=seed)
+        reference = Reference(capture(model, elsewhere, [HeadOutput()])[HeadOutput()])
+    logprob_3TV = [_predicted(model, prompts, Ablate(tuple(some), kind, reference=reference, seed=seed)) for some in ((), heads, controls)]
     names = ("whole", "without", "control")
     following = following_table(model, {name: logprob_TV[-1] for name, logprob_TV in zip(names, logprob_3TV, strict=True)})
     index_T1 = ids_T[1:, None]
@@ -131,9 +146,10 @@ def others(model: HFModel, heads: Sequence[Head], seed: int) -> tuple[Head, ...]
     return tuple(found)
 
 
-def _predicted(model: HFModel, ids_T: Int[Tensor, " T"], heads: Sequence[Head]) -> Float[Tensor, "T V"]:
-    with model.lock, torch.inference_mode(), pruned(model, heads) as hf:
-        return hf(ids_T[None], use_cache=False).logits[0].float().log_softmax(-1)
+def _predicted(model: HFModel, prompts: Prompts, edit: Ablate) -> Float[Tensor, "T V"]:
+    ids_BT = torch.tensor(prompts.ids_BT, device=model.device)
+    with torch.inference_mode(), tapped(model, Tap(prompts, (), [edit] if edit.heads else [], WAY)) as hf:
+        return hf(ids_BT, use_cache=False).logits[0].float().log_softmax(-1)
 
 
 def token_texts(model: HFModel, ids: Sequence[int] | np.ndarray) -> tuple[str, ...]:

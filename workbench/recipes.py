@@ -210,6 +210,21 @@ def haystack_text(path: Path | None) -> tuple[str, str]:
     return text, hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def text_pieces(model: Model, count: int, length: int, path: Path | None = None, seed: int = 0) -> tuple[Prompts, str]:
+    """Pieces of a text (see `haystack_text`) of `length` tokens, the BOS token included, drawn from `seed`; and the name of the text.
+
+    Raises `InputError` for a text that cannot be read or is too short for a piece.
+    """
+    text, name = haystack_text(path)
+    ids_T, _, _ = offsets(model, text)
+    front = bos(model)
+    size = length - len(front)
+    if size < 1 or len(ids_T) < size:
+        raise InputError(f"a piece has {size} tokens of text, at least 1; the text has {len(ids_T)}")
+    begins = np.random.default_rng(seed).integers(0, len(ids_T) - size + 1, count)
+    return Prompts(np.array([[*front, *ids_T[begin : begin + size]] for begin in begins])), name
+
+
 @cache
 def _shipped_text() -> str:
     from pydoc_data.topics import topics

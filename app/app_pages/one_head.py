@@ -1,12 +1,21 @@
 """What is this head, and what is lost without it? Its scores and labels, where it looks in a text, what it writes, and the text without it."""
 
+from typing import TYPE_CHECKING
+
+import downloads
 import streamlit as st
-from chosen import head_of, labels, model, scores, told
+from chosen import BY_FINGERPRINT, head_of, labels, model, scores, told
 from maps import token_map
 
 from workbench import views
 from workbench.heads import Head
 from workbench.labels import HeadLabels
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from workbench.examples import Observed
+    from workbench.models import HFModel
 
 TEXT = "Alice Petrov met Bruno Quist in Lisbon. Later that year, Alice Petrov wrote a long letter to Bruno"
 MOST_CHARACTERS = 4000
@@ -58,21 +67,83 @@ def written(found: HeadLabels, head: Head, text: str) -> None:
 
 def ablated(found: HeadLabels, head: Head, text: str) -> None:
     """The text's next tokens with and without the head, or without all heads of one of its labels."""
-    from workbench.looking import without
+    from workbench.looking import PIECES, without
 
     sets = {str(head): (head,), **{f"all {len(found.heads(name))} heads labelled {name}": found.heads(name) for name in found.labels[head]}}
     chosen = st.selectbox("Switch off", list(sets), key="off", bind="query-params")
-    st.caption("A head that is switched off writes nothing. The control switches off as many other heads of the same layers, drawn at random (seed 0).")
+    from workbench.edits.ablate import KINDS
+
+    kind = st.segmented_control("Ablation", list(KINDS), default="zero", required=True, key="kind", bind="query-params")
+    elsewhere = f" Other prompts: {PIECES} pieces of the Python language reference, as long as the text." if kind in ("mean", "resample") else ""
+    st.caption(f"{kind}: {KINDS[kind]}.{elsewhere} The control does so to as many other heads of the same layers, drawn at random (seed 0).")
     if not st.toggle("Switch off and predict again", key="ablate", bind="query-params"):
         return
     loaded = model(found)
     with told(), st.spinner("Predicting"):
-        result = without(loaded, text, sets[chosen])
-    st.plotly_chart(views.following_figure(result.following, chosen), alt="Bars: probability of the next token with and without the heads")
+        result = without(loaded, text, sets[chosen], kind=kind)
+    following = views.following_figure(result.following, chosen)
+    downloads.chart(following, f"{head}-next", "Bars: probability of the next token with and without the heads", result.following)
     if len(result.controls) < len(result.heads):
         st.caption(f"The control has only {len(result.controls)} heads: these layers have no more others.")
     if len(result.lost):
-        st.plotly_chart(views.lost_figure(result.lost, chosen), alt="Bars: how much less likely each token of the text becomes")
+        downloads.chart(views.lost_figure(result.lost, chosen), f"{head}-lost", "Bars: how much less likely each token of the text becomes", result.lost)
+
+
+def added(found: HeadLabels, head: Head, text: str) -> None:
+    """What the head's own write adds to the logits of the text."""
+    from workbench.circuits.one_head import contributes
+
+    loaded = model(found)
+    with told():
+        rows = contributes(loaded, text, head)
+    downloads.chart(views.adds_figure(rows, str(head)), f"{head}-adds", "Bars: what the head adds to the logit of each next token of the text", rows)
+    st.caption("Direct logit attribution: the head's write through the final norm, whose scale is held, and W_U, less the mean over the vocabulary.")
+
+
+def matched(found: HeadLabels, head: Head, text: str) -> None:
+    """What the head matches, by its weights."""
+    if not st.toggle("What its queries seek among all tokens (takes some seconds)", key="match", bind="query-params"):
+        return
+    with told(), st.spinner("Scoring the vocabulary"):
+        rows = _matches(model(found), text, str(head))
+    st.dataframe(rows.rename(columns={"itself": "rank of itself"}), hide_index=True, column_config={"spread": st.column_config.NumberColumn(format="%.2f")})
+    st.caption(
+        "From weights alone (its QK circuit): the keys that the query of a token scores highest and lowest, each token by W_E + MLP0(W_E), both at one place, "
+        "so that rotation is left out. Spread: standard deviation of the scores over the vocabulary, in logits of attention."
+    )
+
+
+def examples(found: HeadLabels, head: Head) -> None:
+    """Where the head writes most in a long text."""
+    if not st.toggle("Where it writes most in other text (takes half a minute for the first head)", key="examples", bind="query-params"):
+        return
+    from workbench.examples import strongest
+
+    loaded = model(found)
+    with told(), st.spinner("Reading 8 pieces of 256 tokens with all heads"):
+        rows = strongest(loaded, _observed(loaded), head)
+    names = {"looks_at": "looks most at", "back": "tokens back", "share": "attention there", "size": "length of the write", "times": "× median"}
+    numbers = {
+        name: st.column_config.NumberColumn(format=form) for name, form in (("attention there", "%.2f"), ("length of the write", "%.1f"), ("× median", "%.1f"))
+    }
+    st.dataframe(rows.rename(columns=names), hide_index=True, column_config=numbers)
+    st.caption(
+        "The longest writes ‖z W_O‖ in 8 pieces of 256 tokens of the Python language reference (seed 0), with the text before each and what it looks at."
+    )
+
+
+@st.cache_data(max_entries=16, show_spinner=False, hash_funcs=BY_FINGERPRINT)
+def _matches(loaded: "HFModel", text: str, head: str) -> "pd.DataFrame":
+    from workbench.circuits.one_head import matches
+
+    return matches(loaded, text, Head.parse(head))
+
+
+@st.cache_resource(max_entries=1, show_spinner=False, hash_funcs=BY_FINGERPRINT)
+def _observed(loaded: "HFModel") -> "Observed":
+    from workbench.examples import observe
+
+    return observe(loaded)
 
 
 found = labels()
@@ -97,3 +168,10 @@ with right:
 with left:
     st.markdown("**What it writes**")
     written(found, head, text)
+with right:
+    st.markdown("**What it adds to the logits**")
+    added(found, head, text)
+st.markdown("**What it matches**")
+matched(found, head, text)
+st.subheader("Strongest examples")
+examples(found, head)

@@ -7,7 +7,7 @@ from workbench.views.comparing import depth_figure, difference_canvas, versus_fi
 from workbench.views.export import TABLES, camera, check_ending, figure_bytes, save_figure, save_table, table_bytes
 from workbench.views.heads import Panel, head_map, panel, panels, text_map
 from workbench.views.long_map import MARKS, block_canvas
-from workbench.views.one_head import following_figure, head_table, lost_figure
+from workbench.views.one_head import adds_figure, following_figure, head_table, lost_figure
 from workbench.views.page import evidence_lines, evidence_text, save_html
 from workbench.views.quality import quality_figure
 from workbench.views.recall import recall_figure, recall_map, recall_totals
@@ -21,6 +21,7 @@ __all__ = [
     "TABLES",
     "Panel",
     "Standing",
+    "adds_figure",
     "agreement_figure",
     "attention_figure",
     "block_canvas",

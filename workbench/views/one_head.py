@@ -71,6 +71,21 @@ def following_figure(following: pd.DataFrame, name: str, variants: Mapping[str, 
     return figure
 
 
+def adds_figure(table: pd.DataFrame, name: str) -> go.Figure:
+    """Token by token, what a head's own write adds to the logit of the token that follows in the text, and which tokens it raises most there; logits."""
+    rows = table[table["logit"].notna()]
+    told = [[repr(row["token"]), repr(row["next"]), ", ".join(map(repr, row["raises"]))] for row in rows.to_dict("records")]
+    figure = go.Figure(go.Bar(
+        x=list(range(len(rows))), y=rows["logit"], customdata=told, marker={"color": np.where(rows["logit"] < 0, "#0b62a4", "#d97706")},
+        hovertemplate="token %{x} %{customdata[0]}, followed by %{customdata[1]}<br>%{y:+.3f} logits<br>raises most: "
+        "%{customdata[2]}<extra>" + name + "</extra>",
+    ))  # fmt: skip
+    figure.update_layout(template="plotly_white", height=300, margin={"t": 20, "l": 10, "r": 10, "b": 10})
+    figure.update_xaxes(title="token of the text")
+    figure.update_yaxes(title="added to the logit of the next token")
+    return figure
+
+
 def lost_figure(lost: pd.DataFrame, name: str) -> go.Figure:
     """Token by token, how much less likely the text's own tokens become without `name`, and without controls; nats, above 0 is worse."""
     figure = go.Figure()
