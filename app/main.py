@@ -10,6 +10,7 @@ pages = [
     st.Page("app_pages/heads.py", title="Heads", default=True),
     st.Page("app_pages/one_head.py", title="One head"),
     st.Page("app_pages/long_context.py", title="Long context"),
+    st.Page("app_pages/needle_test.py", title="Needle test"),
     st.Page("app_pages/sinks.py", title="Sinks and calibration"),
     st.Page("app_pages/runs.py", title="Runs"),
 ]

@@ -47,7 +47,8 @@ def alive(address):
 def server(smollm2, tmp_path_factory):
     """The address of a running dashboard; the model lies in the cache already."""
     port = free_port()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("WORKBENCH_APP_")} | {"WORKBENCH_RUNS": "none"}
+    runs = {"WORKBENCH_RUNS": str(tmp_path_factory.mktemp("runs"))}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WORKBENCH_APP_")} | runs
     command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "app" / "main.py"), "--server.headless", "true", "--server.port", str(port)]
     log = tmp_path_factory.mktemp("server") / "log.txt"
     with log.open("wb") as written:

@@ -13,9 +13,9 @@ BUNDLED = ROOT / "reports" / "smollm2-135m" / "heads.json"
 PAGES = {
     "heads": ("", ("canvas.cells", ".js-plotly-plot")),
     "one_head": ("one_head?head=L18H6&ablate=true&row=22", (".token-map .token", ".js-plotly-plot")),
-    "runs": ("runs", ("h1", "[data-testid=stAlert]")),
+    "runs": ("runs", ("h1",)),
 }
-"""The address of a page, and what it shows when it is ready; there are no runs."""
+"""The address of a page, and what it shows when it is ready."""
 
 
 def place_of(page, layer, head):

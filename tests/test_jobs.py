@@ -254,6 +254,56 @@ def test_there_must_be_a_place_for_it(tmp_path):
         jobs.ask(tmp_path / "file", ["probes"], title="x")
 
 
+def test_an_overview_tells_what_is_done(root):
+    assert jobs.overview(root).empty
+    assert jobs.same(root, ["one"]) is None
+    one = started(asked(root))
+    second = asked(root, "second")
+    until(lambda: one.progress.done == 1)
+    (root / "jobs" / ("f" * 16)).mkdir()
+    (root / "jobs" / ("f" * 16) / "job.json").write_text("{")
+    table = jobs.overview(root)
+    assert list(table["job"]) == [second.name, one.name, "f" * 16]
+    assert list(table["state"]) == ["queued", "running", "died"]
+    assert list(table["share"]) == [0, 0.25, 0]
+    assert list(table["title"]) == ["a test", "a test", ""]
+    assert table["asked"][1].timestamp() == pytest.approx(one.time, abs=1)
+    assert table["seconds"].isna().all()
+    assert [bool(problem) for problem in table["problem"]] == [False, False, True]
+    assert jobs.same(root, ["one"]) == one
+    assert jobs.same(root, ["one"], {"given": b"content"}) is None
+    go(root)
+    until(lambda: second.state == "done")
+    assert list(jobs.overview(root)["share"]) == [1, 1, 0]
+
+
+def test_a_job_tells_its_command_and_its_files(root):
+    (root / "jobs").mkdir(parents=True)
+    go(root)
+    one = asked(root, "two words", given=b"content")
+    until(lambda: one.state == "done")
+    (one.folder / "out.csv").write_text("a,b")
+    assert one.command == "workbench 'two words'"
+    assert [path.name for path in one.results] == ["helper", "out.csv", "result.txt"]
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "at", "words", "share"),
+    [
+        (0, 0, 5, "part", 0),
+        (0, 4, 5, "part: 0 of 4", 0),
+        (1, 4, 10, "part: 1 of 4; about 30 s left", 0.25),
+        (1, 1001, 60, "part: 1 of 1,001; about 16.7 h left", 1 / 1001),
+        (2, 4, 300, "part: 2 of 4; about 5 min left", 0.5),
+        (4, 4, 10, "part: 4 of 4", 1),
+    ],
+)
+def test_progress_in_words(done, total, at, words, share):
+    told = jobs.Progress("part", done, total, 0.0, float(at))
+    assert told.words == words
+    assert told.share == share
+
+
 def test_who_is_no_job_reports_nothing(root, monkeypatch):
     monkeypatch.chdir(root.parent)
     before = sorted(root.parent.rglob("*"))

@@ -133,7 +133,7 @@ def test_the_difference_is_of_equal_tests():
     ("found", "said"),
     [
         (made([1] * 6, [0] * 6, [[1] * 6]), "Recall is 1.00 with all heads and 0.00 without the 2 chosen ones: 1.00 less (95%: 1.00 to 1.00)."),
-        (made([1] * 6, [0] * 6, [[1] * 6]), "Without 2 others of the same layers it is 1.00: the chosen heads cost 1.00 more (95%: 1.00 to 1.00)"),
+        (made([1] * 6, [0] * 6, [[1] * 6]), "Without 2 others of the same layers it is 1.00: what was chosen costs 1.00 more (95%: 1.00 to 1.00)"),
         (made([1] * 6, [0] * 6, [[1] * 6]), "the scatter of the tests does not explain"),
         (made([1] * 4, [0, 1, 0, 1], [[1, 0, 1, 0]]), "the scatter of the tests may explain"),
         (made([0] * 4, [0] * 4, [[1] * 4]), "answers none of the tests, so that nothing can be lost"),
@@ -247,7 +247,7 @@ def test_the_command_writes_tests_maps_and_what_made_them(model, hay, tmp_path, 
     assert Recall.load(tmp_path / "needle.csv").heads == (INDUCTION,)
     assert "without the chosen heads" in (tmp_path / "needle.html").read_text(encoding="utf-8")
     ran = CliRunner().invoke(app, [*map(str, command)], catch_exceptions=False)
-    assert "the chosen heads cost 1.00 more" in ran.stdout
+    assert "what was chosen costs 1.00 more" in ran.stdout
     refused = CliRunner().invoke(app, [*map(str, command[:-4]), "--out", str(tmp_path / "needle.txt")])
     assert refused.exit_code == 2
     assert "--out is a .csv file" in refused.stderr

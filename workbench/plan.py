@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from workbench.errors import InputError
-from workbench.groups import Group
+from workbench.groups import Group, plan
 from workbench.heads import Shape
 from workbench.models import HFModel, choose_device, choose_dtype
 from workbench.needles import NeedleTests
@@ -109,6 +109,12 @@ def passes_of(model: HFModel, groups: Iterable[Group]) -> list[Pass]:
             steps = ANSWER_TOKENS if isinstance(recipe, NeedleTests) and not recipe.teacher_forced else 0
             passes += [Pass(length, min(batch, len(lengths) - start), steps) for start, length in list(enumerate(lengths))[::batch]]
     return passes
+
+
+def of_probes(model: HFModel, preset: str = "quick") -> Estimate:
+    """The cost of `measure.score` with all probes where the model, loaded or sketched, would be by default. Raises `InputError` for tests that do not fit."""
+    place = choose_device("auto")
+    return estimate(size_of(model), passes_of(model, plan(preset=preset)), device=place.type, dtype_bytes=choose_dtype("auto", place).itemsize)
 
 
 def of_recall(model: HFModel, setting: Setting) -> Estimate:

@@ -10,11 +10,14 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any
 
 from workbench.errors import InputError
 from workbench.files import write_file, write_text
 from workbench.jobs.job import Job, locked, read
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PROGRAM = (sys.executable, "-m", "workbench.cli")
 FOLDER = "WORKBENCH_JOB"
@@ -22,20 +25,22 @@ FOLDER = "WORKBENCH_JOB"
 _AGAIN = ("process.json", "progress.json", "end.json", "cancelled", "result.txt", "log.txt")
 
 
-def ask(root: Path, arguments: Sequence[str], *, title: str, files: Mapping[str, bytes] | None = None) -> Job:
+def same(root: Path, arguments: Sequence[str], files: Mapping[str, bytes] | None = None) -> Job | None:
+    """The job of this question, if it was asked before and is still there, whatever became of it; see `ask`."""
+    job, _ = _of(root, arguments, files or {})
+    return job if (job.folder / "job.json").is_file() else None
+
+
+def ask(root: Path, arguments: Sequence[str], *, title: str, files: Mapping[str, bytes] | None = None, shown: Mapping[str, Any] | None = None) -> Job:
     """The job that runs `workbench` with these arguments: the one that was asked before, if it runs or is done, else it is started (again).
 
     `files` are put into its folder, where the command runs, so that arguments name them, and what it shall write, without a path. Runs are kept under `root`.
-    Raises `InputError` where nothing can be written.
+    `shown` is plain data that says where a dashboard shows it. Raises `InputError` where nothing can be written.
     """
-    from workbench.runs import fingerprint_of, versions
-
     if str(root) == "-":
         raise InputError("a job needs a runs folder, and WORKBENCH_RUNS is -, which keeps nothing")
     given = files or {}
-    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in given.items()}
-    question = {"arguments": list(arguments), "files": hashes, "versions": versions()}
-    job = Job(root.absolute() / "jobs" / fingerprint_of(question))
+    job, question = _of(root, arguments, given)
     with locked(job.folder) as lock:
         if lock is None or read(job.folder / "end.json").get("code") == 0:
             return job
@@ -43,7 +48,8 @@ def ask(root: Path, arguments: Sequence[str], *, title: str, files: Mapping[str,
             (job.folder / name).unlink(missing_ok=True)
         for name, content in given.items():
             write_file(job.folder / name, lambda path, content=content: path.write_bytes(content))
-        write_text(job.folder / "job.json", json.dumps({"title": title, "time": time.time(), **question}, indent=1) + "\n")
+        told = {"title": title, "time": time.time(), "shown": dict(shown or {}), **question}
+        write_text(job.folder / "job.json", json.dumps(told, indent=1) + "\n")
         _start(job, root.absolute(), lock)
     return job
 
@@ -54,12 +60,43 @@ def find(root: Path) -> list[Job]:
     return sorted(found, key=lambda job: job.time, reverse=True)
 
 
+def overview(root: Path) -> "pd.DataFrame":
+    """One row per job as `find` gives them: `job` (its name), `title`, `state`, when it was `asked` (UTC), the `share` that is done (0–1), `seconds` it took.
+
+    `problem` says why a job cannot be read, and is empty elsewhere.
+    """
+    import pandas as pd
+
+    rows = [_row(job) for job in find(root)]
+    table = pd.DataFrame(rows, columns=["job", "title", "state", "asked", "share", "seconds", "problem"])
+    return table.assign(asked=pd.to_datetime(table["asked"], unit="s"))
+
+
+def _row(job: Job) -> dict[str, Any]:
+    state, progress = job.state, job.progress
+    done = {"share": 1.0 if state == "done" else progress.share if progress else 0.0, "seconds": job.seconds}
+    try:
+        told = {"title": job.asked["title"], "asked": job.asked["time"], "problem": ""}
+    except InputError as error:
+        told = {"title": "", "asked": None, "problem": str(error)}
+    return {"job": job.name, "state": state, **told, **done}
+
+
 def named(root: Path, name: str) -> Job:
     """A job by its name. Raises `InputError` if there is none."""
     job = Job(root.absolute() / "jobs" / name)
     if not re.fullmatch(r"[0-9a-f]{16}", name) or not (job.folder / "job.json").is_file():
         raise InputError(f"there is no job {name}; it may have been removed")
     return job
+
+
+def _of(root: Path, arguments: Sequence[str], files: Mapping[str, bytes]) -> tuple[Job, dict[str, Any]]:
+    """The job of a question, which may not be there, and the question as plain data."""
+    from workbench.runs import fingerprint_of, versions
+
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    question = {"arguments": list(arguments), "files": hashes, "versions": versions()}
+    return Job(root.absolute() / "jobs" / fingerprint_of(question)), question
 
 
 def _start(job: Job, root: Path, lock: IO[bytes]) -> None:

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import signal
 import time
@@ -21,11 +22,11 @@ STATES = {
     "queued": "waits until another job is finished",
     "running": "is being computed",
     "done": "is finished",
-    "failed": "ended with an error, which its log tells",
-    "cancelled": "was stopped by somebody",
-    "died": "its process was killed, or the machine was switched off; asked again, it goes on from the parts that are finished",
+    "failed": "ended with an error",
+    "cancelled": "was cancelled; started again, it goes on from the parts that are finished",
+    "died": "is dead: its process was killed, or the machine was switched off; started again, it goes on from the parts that are finished",
 }
-"""The states of a job, and what they mean."""
+"""The states of a job, and what is said of it."""
 
 POLL = 0.1
 """Seconds between two looks at what another process does."""
@@ -47,6 +48,24 @@ class Progress:
         """Seconds that it will still take if all parts take as long as those so far; None before the first is done."""
         return (self.at - self.began) * (self.total - self.done) / self.done if self.done else None
 
+    @property
+    def share(self) -> float:
+        """How much is done, 0–1."""
+        return min(1.0, self.done / self.total) if self.total else 0.0
+
+    @property
+    def words(self) -> str:
+        """How far it is, in words."""
+        if not self.total:
+            return self.what
+        left = "" if self.left is None or not self.left else f"; about {spent(self.left)} left"
+        return f"{self.what}: {self.done:,} of {self.total:,}{left}"
+
+
+def spent(seconds: float) -> str:
+    """A time in words."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -61,10 +80,13 @@ class Job:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """What was asked: `title`, `arguments` of `workbench`, hashes of `files`, `versions`, `time` (of the epoch). Raises `InputError` if it is gone."""
+        """What was asked: `title`, `arguments` of `workbench`, hashes of `files`, `versions`, `time` (of the epoch), and where it is `shown`.
+
+        Raises `InputError` if it is gone, or cannot be read.
+        """
         try:
             asked = json.loads((self.folder / "job.json").read_text(encoding="utf-8"))
-            return {"title": str(asked["title"]), "time": float(asked["time"]), "arguments": list(asked["arguments"])} | asked
+            return {"shown": {}} | asked | {"title": str(asked["title"]), "time": float(asked["time"]), "arguments": list(asked["arguments"])}
         except FileNotFoundError as error:
             raise InputError(f"job {self.name} is not there; it may have been removed") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -101,6 +123,18 @@ class Job:
         """How long it took; None before its end."""
         told, progress = read(self.folder / "end.json"), self.progress
         return told["at"] - progress.began if told and progress else None
+
+    @property
+    def command(self) -> str:
+        """The command line, as a user would type it in the job's folder."""
+        return shlex.join(["workbench", *map(str, self.asked["arguments"])])
+
+    @property
+    def results(self) -> list[Path]:
+        """The files that the command wrote, and what it said on stdout, if that is anything."""
+        own = {"job.json", "process.json", "progress.json", "end.json", "cancelled", "alive", "log.txt", *self.asked.get("files", ())}
+        found = sorted(path for path in self.folder.iterdir() if path.is_file() and path.name not in own and not path.name.startswith("."))
+        return [path for path in found if path.stat().st_size]
 
     def log(self, lines: int = 20) -> str:
         """The last lines that the command said on stderr."""

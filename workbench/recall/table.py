@@ -63,13 +63,14 @@ class Recall:
         if not full:
             return "With all heads the model answers none of the tests, so that nothing can be lost; take shorter texts."
         less, interval = _told(self.lost("without", measure=measure))
-        said = f"Recall is {full:.2f} with all heads and {without:.2f} without the {len(self.heads)} chosen ones: {less} less{interval}."
+        taken = "the chosen one" if len(self.heads) == 1 else f"the {len(self.heads)} chosen ones"
+        said = f"Recall is {full:.2f} with all heads and {without:.2f} without {taken}: {less} less{interval}."
         if control is None:
             return said
         lost = self.lost("without", "control", measure)
         more, interval = _told(lost)
         count = len(self._of("control")["heads"].iloc[0].split())
-        beside = f"Without {count} others of the same layers it is {control:.2f}: the chosen heads cost {more} more{interval}"
+        beside = f"Without {count} other{'s' * (count > 1)} of the same layers it is {control:.2f}: what was chosen costs {more} more{interval}"
         return f"{said} {beside}, which the scatter of the tests {'does not explain' if lost[1] > 0 else 'may explain'}."
 
     @property
