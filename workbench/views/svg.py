@@ -95,8 +95,8 @@ def distribution_picture(labelled: Sequence[float], others: Sequence[float], nul
     every = np.concatenate([np.asarray(part, float) for part in (labelled, others, null, thresholds)])
     low, high = min(0.0, float(every.min())), float(every.max())
     edges = np.linspace(low, high if high > low else low + 1, 41)
-    counts = [np.histogram(part, edges)[0] for part in (others, labelled, null)]
-    top = np.log10(max(10.0, float(max(count.max() for count in counts)))) + 0.15
+    counts = [np.histogram(part, edges)[0].tolist() for part in (others, labelled, null)]
+    top = np.log10(max(10.0, float(max(map(max, counts))))) + 0.15
     x, height = _scale(edges[0], edges[-1]), 130.0
 
     def y(count: float) -> float:
