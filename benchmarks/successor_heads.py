@@ -26,9 +26,9 @@ from workbench.successor import (
     Dictionary,
     Modal,
     Representations,
-    agreement,
     at_random,
     autoencoder,
+    compared,
     greater_than,
     head_table,
     held_out_pairs,
@@ -95,15 +95,10 @@ def scores(model: HFModel, weights: Weights) -> tuple[pd.DataFrame, dict[str, fl
 
 def residues(found: Representations, seeds: int) -> tuple[pd.DataFrame, Dictionary, Modal]:
     """What autoencoders and NMF say about residues, one row each; and the first autoencoder with its modal features."""
-    probe, rows, kept = linear_probe(found), [], None
-    for made in [*(autoencoder(found, AutoencoderSettings(seed=seed)) for seed in range(seeds)), nmf(found)]:
-        modes, record = modal(made, found), made.record
-        kept = kept or (made, modes)
-        cells = (record.get("active_per_token", float("nan")), record["explained"], record.get("explained_held_out", float("nan")))
-        rows.append((made.kind, record["seed"], made.direction_FD.shape[0], *cells, modes.coverage, modes.chance, agreement(probe, made, modes)))
-    columns = ["dictionary", "seed", "features", "active per token", "explained", "explained, held out", "modal coverage", "by chance", "cosine with probe"]
-    assert kept is not None
-    return pd.DataFrame(rows, columns=columns), *kept
+    probe = linear_probe(found)
+    made = [*(autoencoder(found, AutoencoderSettings(seed=seed)) for seed in range(seeds)), nmf(found)]
+    modes = [modal(one, found) for one in made]
+    return pd.DataFrame([compared(one, modal_of, probe) for one, modal_of in zip(made, modes, strict=True)]), made[0], modes[0]
 
 
 def suppressors(weights: Weights, table: pd.DataFrame, count: int = 4) -> pd.DataFrame:

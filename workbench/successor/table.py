@@ -41,10 +41,15 @@ class InClass:
 
 def strongest(weights: Weights, norms: Norms | None = None) -> Head:
     """The head with the highest successor score; the earlier one on ties. Raises `InputError` if no class has a pair of tokens."""
+    return Head(*divmod(int(every_head(weights, norms).argmax()), weights.shape.n_heads))
+
+
+def every_head(weights: Weights, norms: Norms | None = None) -> Float[np.ndarray, "L H"]:
+    """The successor score of all heads, 0–1. Raises `InputError` as `strongest` does."""
     score_NLH = successes(weights, scored(weights), norms=norms)
     if not len(score_NLH):
         raise InputError("no class of words has two successive words that are one token each for this model's tokenizer")
-    return Head(*divmod(int(score_NLH.mean(0).argmax()), weights.shape.n_heads))
+    return score_NLH.mean(0)
 
 
 def in_class(weights: Weights, head: Head, name: str, *, source: str = "mlp0", norms: Norms | None = None) -> InClass:
