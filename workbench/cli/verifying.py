@@ -21,9 +21,7 @@ def verify(
     labels: Labels,
     *,
     model: ModelName = DEFAULT_MODEL,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The table, .csv or .parquet; beside it the picture, .html, and the single tests.")] = Path(
-        "verify.csv"
-    ),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The table, .csv or .parquet; beside it the picture and the single tests.")] = Path("verify.csv"),
     by: Annotated[list[str] | None, typer.Option("--by", help="Scores that rank KV heads, as in `policy`; given several times, each is compared.")] = None,
     combine: Combine = "sum",
     scores: Scores = None,
