@@ -1,16 +1,15 @@
 """Which heads are of which kind? The map of any probe, its distribution, probes against each other, the table, files."""
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import streamlit as st
-from chosen import file_name, labels, scores, told
+from chosen import file_name, labels, scores
+from exporting import export
 from maps import head_map
 from second import side_by_side
 
 from workbench import views
-from workbench.formats import FORMATS, Export, as_bytes
-from workbench.heads import REDUCTIONS
+from workbench.formats import Export
 from workbench.labels import HeadLabels
 from workbench.rules import rule_text
 from workbench.scores import agreement
@@ -76,24 +75,9 @@ def beside(found: HeadLabels, probe: str) -> None:
     side_by_side(found, probe, file_name())
 
 
-def export(found: HeadLabels, probe: str) -> None:
+def exported(found: HeadLabels, probe: str) -> None:
     """The labels as the file of any tool."""
-    form = FORMATS[st.selectbox("Format", list(FORMATS), index=list(FORMATS).index("workbench"), key="format", bind="query-params")]
-    st.caption(f"{form.title}, for {', '.join(form.tools)}. Rows are {'KV heads' if form.granularity == 'kv' else 'query heads'}. What gets lost: {form.loss}")
-    chosen = Export(probe=probe) if "probe" in form.uses else Export()
-    if chosen.probe:
-        st.caption(f"Scores are those of **{probe}**, the probe shown.")
-    if "label" in form.uses:
-        chosen = replace(chosen, label=st.selectbox("Heads labelled", [None, *found.counts()], format_func=lambda name: name or "the format's usual ones"))
-    if "reduction" in form.uses:
-        chosen = replace(chosen, reduction=st.selectbox("From query heads to a KV head", list(REDUCTIONS)))
-    if "sink" in form.uses:
-        sink = st.number_input("First tokens that a streaming head keeps", 0, value=None, placeholder="the format's usual number")
-        recent = st.number_input("Last tokens that a streaming head keeps", 0, value=None, placeholder="the format's usual number")
-        chosen = replace(chosen, sink=sink, recent=recent)
-    with told():
-        suffix, content = as_bytes(found, form.name, chosen)
-        st.download_button(f"Download {form.name}", content, f"{found.card.name}-{form.name}{suffix}", on_click="ignore", type="primary")
+    export(found, Export(probe=probe), f"Scores are those of **{probe}**, the probe shown.")
 
 
 def evidence(found: HeadLabels, _probe: str) -> None:
@@ -107,7 +91,7 @@ def _agreement(scores: "dict[str, np.ndarray]") -> "pd.DataFrame":
     return agreement(scores)
 
 
-SHOWN = dict(zip(VIEWS, (distribution, two_probes, agreeing, table, beside, export, evidence), strict=True))
+SHOWN = dict(zip(VIEWS, (distribution, two_probes, agreeing, table, beside, exported, evidence), strict=True))
 
 found = labels()
 st.title("Heads")
