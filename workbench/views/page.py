@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from workbench.files import write_text
 
+_CONFIG = {"displaylogo": False, "responsive": True}
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -41,10 +42,10 @@ def save_html(figure: go.Figure, path: str | Path) -> Path:
     return write_text(path, page_of(figure))
 
 
-def page_of(figure: go.Figure, plotly: str | bool = True) -> str:
-    """A figure as one page, its evidence and provenance below. plotly.js is inside, and no network is needed; or `plotly` names a file beside the page."""
+def page_of(figure: go.Figure) -> str:
+    """A figure as one page, its evidence and provenance below: plotly.js is inside, and no network is needed."""
     meta = figure.layout.meta or {}
-    inside = figure.to_html(full_html=False, include_plotlyjs=plotly, include_mathjax=False, config={"displaylogo": False, "responsive": True})
+    inside = figure.to_html(full_html=False, include_plotlyjs=True, include_mathjax=False, config=_CONFIG, div_id="figure")
     sections = [("Evidence", evidence_lines(meta.get("evidence", {}))), ("Made from", meta.get("facts", {}))]
     footer = "\n".join(f"<h2>{title}</h2>\n{_definitions(entries)}" for title, entries in sections if entries)
     title = html.escape(f"{meta.get('model', 'a model')}: attention heads")
