@@ -18,7 +18,7 @@ def second() -> tuple[HeadLabels, str] | None:
     """The other labels and their name; None if none are chosen, or if they cannot be used, which is said."""
     made = {f"{job.asked['title']}: {path.name} ({job.name})": path for job in jobs.find(runs()) if job.state == "done" for path in _files(job)}
     name = st.selectbox("Computed by a job", [NONE, *made], key="second", bind="query-params") if made else NONE
-    upload = st.file_uploader("Or a file", type=[ending[1:] for ending in ENDINGS], key="second_file", max_upload_size=LABELS_MB)
+    upload = st.file_uploader("Second file", type=[ending[1:] for ending in ENDINGS], key="second_file", max_upload_size=LABELS_MB)
     try:
         if upload is not None:
             return parsed(upload.getvalue(), upload.name), upload.name
