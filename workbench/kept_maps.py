@@ -7,6 +7,7 @@ rectangle is computed again, pooled into blocks or cell by cell.
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -173,13 +174,13 @@ class KeptMap:
     def load(cls, path: str | Path) -> "KeptMap | None":
         """A map that was kept, or None where there is none. A file that cannot be read counts as none, and will be made again."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             told = json.loads(arrays.pop("told").tobytes())
             told |= {"head": Head.parse(told["head"]), "tokens": tuple(told["tokens"])}
             told["marks"] = {name: [(begin, end) for begin, end in ranges] for name, ranges in told["marks"].items()}
             return cls(**told, **arrays)
-        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile, zlib.error):
             return None
 
 

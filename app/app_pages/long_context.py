@@ -5,118 +5,88 @@ from pathlib import Path
 
 import downloads
 import streamlit as st
+from background import ALIVE, addressed, follow, placed, start
 from chosen import BUNDLED, UPLOAD, head_of, labels, model_name, runs, sketch, told
 from maps import block_map
 
 from workbench import jobs, kept_maps, views
-from workbench.errors import InputError
 from workbench.heads import Head
 from workbench.kept_maps import Asked, KeptMap
 from workbench.labels import HeadLabels
 from workbench.maps import AttentionMap
-from workbench.runs import versions
 from workbench.sink_rules import SINK_RULES
 
+PAGE = "app_pages/long_context.py"
 EXAMPLE = BUNDLED.with_name("long_map_L17H3.npz")
 EXAMPLE_HEAD = "L17H3"
 PROMPTS = ("Needle test", "Own text")
 MOST_TOKENS = 131_072
 TEXT_MB = 2
+MAP_PIXELS, BESIDE_PIXELS = 840, 520
 TEXT, MAP = "text.txt", "map.npz"
 STRANGE = ": what a head does there says little about how it works."
 
 
 def prompt(found: HeadLabels, head: Head) -> tuple[Asked, str]:
     """What is asked for, as the controls and the address say it, and the text of one's own if that is the prompt and is there."""
-    kind = st.segmented_control("The prompt is a", PROMPTS, default=PROMPTS[0], required=True, key="prompt", bind="query-params")
+    kind = st.segmented_control("The prompt is a", PROMPTS, default=PROMPTS[0], required=True, key="source", bind="query-params")
     length = int(st.number_input("Tokens, about", 16, MOST_TOKENS, 8192, 1024, key="length", bind="query-params"))
     with told():
         if kind == PROMPTS[0]:
             depth = float(st.slider("Depth of the needle: 0 at the start, 1 at the end", 0.0, 1.0, 0.5, 0.05, key="depth", bind="query-params"))
-            seed = int(st.number_input("Seed of the needle and of its place in the haystack", 0, 9999, 0, key="seed", bind="query-params"))
-            st.query_params.pop("text", None)
+            seed = int(st.number_input("Seed of the needle and of its place in the haystack", 0, 9999, 0, key="place", bind="query-params"))
+            st.query_params.pop("file", None)
             return Asked(found.card.fingerprint, head, length, depth, seed), ""
         upload = st.file_uploader("A text in UTF-8, of which the first tokens are used", ["txt", "md"], key="long_text", max_upload_size=TEXT_MB)
         text = kept_maps.text_of(upload.getvalue(), upload.name) if upload is not None else ""
         if text:
-            st.query_params["text"] = kept_maps.text_name(text)
-        return Asked(found.card.fingerprint, head, length, text=st.query_params.get("text", "")[:16]), text
+            st.query_params["file"] = kept_maps.text_name(text)
+        return Asked(found.card.fingerprint, head, length, text=st.query_params.get("file", "")[:16]), text
 
 
-def computing(found: HeadLabels, asked: Asked, text: str, job: "jobs.Job | None") -> None:
-    """A map that is not there yet: what it will cost, and, once that was agreed to, how far it is."""
-    if job is not None and job.state in ("queued", "running"):
-        waiting(job)
+def question(found: HeadLabels, asked: Asked, text: str) -> tuple[list[str], dict[str, bytes]]:
+    """The arguments of `workbench` that ask for the map, and the file that they name."""
+    prompted = ["--text", TEXT] if asked.text else ["--depth", str(asked.depth), "--seed", str(asked.seed)]
+    arguments = ["long-map", "--model", placed(model_name(found)), "--head", str(asked.head), "--length", str(asked.length), *prompted, "--out", MAP]
+    return arguments, {TEXT: text.encode()} if asked.text else {}
+
+
+def computing(found: HeadLabels, asked: Asked, text: str, job: jobs.Job | None, why: str) -> None:
+    """A map that is not there yet, and why: what it will cost, and, once that was agreed to, how far it is."""
+    if job is not None and not follow(job) and job.state in ALIVE:
         return
-    if job is not None and job.state in ("failed", "died"):
-        st.error(f"The map was asked for before, and its job {jobs.STATES[job.state]}.")
-        st.code(job.log(), language=None)
+    if job is not None and job.state == "done":
+        st.warning("Its map has been computed, but cannot be read; it can be computed again.")
+        job.remove()
     if asked.text and not text:
         st.info(f"The text {asked.text} is not here; upload it again under Prompt, or choose the needle test.")
         return
     with told(), st.spinner("Estimating"):
         tokens, warning = _beforehand(found, asked, text)
         cost = _cost(found, tokens, asked.head.layer)
-    st.info(f"This map is not there yet. The model has to read the prompt, up to layer {asked.head.layer}: {cost}.")
+    st.info(f"{why} The model has to read the prompt, up to layer {asked.head.layer}: {cost}.")
     if warning:
         st.warning(f"{warning}{STRANGE}")
-    if st.button("Compute the map", type="primary"):
-        with told():
-            if job is not None and job.state == "done":  # its map is gone
-                job.remove()
-            files = {TEXT: text.encode()} if asked.text else None
-            jobs.ask(runs(), command(found, asked), title=f"Map of {asked.head}, {tokens:,} tokens", files=files)
-        st.rerun()
-
-
-def command(found: HeadLabels, asked: Asked) -> list[str]:
-    """What the job of a map is told to do."""
-    name = model_name(found)
-    place = str(Path(name).absolute()) if Path(name).exists() else name
-    prompted = ["--text", TEXT] if asked.text else ["--depth", str(asked.depth), "--seed", str(asked.seed)]
-    return ["long-map", "--model", place, "--head", str(asked.head), "--length", str(asked.length), *prompted, "--out", MAP]
-
-
-def asked_before(asked: Asked, arguments: list[str]) -> "jobs.Job | None":
-    """The job that was asked for the same map, by whomever, and is to do it with the present code."""
-    for job in jobs.find(runs()):
-        try:
-            given = job.asked
-        except InputError:
-            continue
-        same = given["arguments"] == arguments and given.get("versions") == versions()
-        if same and (not asked.text or str(given["files"][TEXT]).startswith(asked.text)):
-            return job
-    return None
-
-
-@st.fragment(run_every=1.0)
-def waiting(job: "jobs.Job") -> None:
-    """How far the computation is, and how to stop it; when it has ended the page is drawn anew."""
-    state, progress = job.state, job.progress
-    if state not in ("queued", "running"):
-        st.rerun()
-    share = progress.done / progress.total if progress and progress.total else 0.0
-    left = f", about {progress.left:.0f} s left" if progress and progress.left is not None else ""
-    st.progress(share, f"The map {jobs.STATES[state]}{left}. It goes on if this page is closed.")
-    if st.button("Cancel"):
-        with told():
-            job.cancel()
+    arguments, files = question(found, asked, text)
+    started = start("Compute the map", arguments, title=f"Map of {asked.head} of {found.card.name}, {tokens:,} tokens", page=PAGE, files=files)
+    if started is not None:
+        if asked.text:  # who has not the text finds the map by its job
+            st.query_params["job"] = started.name
         st.rerun()
 
 
 def shown(name: str, kept: KeptMap) -> AttentionMap:
     """The part of the map in view, with what is marked, and what it is."""
-    view = kept_maps.view_of(st.query_params.get("view", ""), kept.length)
+    view = kept_maps.view_of(st.query_params.get("zoom", ""), kept.length)
     whole = (0, kept.length), (0, kept.length)
-    left, right = st.columns([3, 2], gap="medium")
-    marked = left.pills("Mark", list(views.MARKS), selection_mode="multi", default=list(views.MARKS), key="marks", bind="query-params", wrap=True)
-    rule = right.selectbox("Sinks by the rule", list(SINK_RULES), index=1, key="rule", bind="query-params")
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        marked = st.pills("Mark", list(views.MARKS), selection_mode="multi", default=list(views.MARKS), key="marks", bind="query-params", wrap=True)
+        rule = st.selectbox("Sinks by the rule", list(SINK_RULES), index=1, key="sink_rule", bind="query-params", width=200)
     part = kept.part(*(view or ()))
     message = views.block_canvas(kept, part, view, marked=marked, sinks=kept.sinks(SINK_RULES[rule]), rule=rule)
     moved = block_map(message, key="long_map")
     if moved is not None and (kept_maps.view_of(moved, kept.length) or whole) != (view or whole):
-        st.query_params["view"] = moved
+        st.query_params["zoom"] = moved
         st.rerun()
     figure = partial(views.attention_figure, part, name)
     downloads.files(f"{name}-{kept.head}-map", {ending: partial(_figure, figure, ending) for ending in (".html", ".png")})
@@ -134,7 +104,7 @@ def strongest(name: str, kept: KeptMap, part: AttentionMap) -> None:
 
 def told_of(kept: KeptMap) -> None:
     """What the map was made from, in words."""
-    facts, rule = kept.facts, st.session_state["rule"]
+    facts, rule = kept.facts, st.session_state["sink_rule"]
     if warning := facts.get("warning"):
         st.warning(f"{warning}{STRANGE}")
     if "needle" in facts:
@@ -188,18 +158,20 @@ with right.popover("Prompt", width="stretch"):
 names = ", ".join(found.labels[head]) or "no label"
 of = f"text {asked.text}" if asked.text else f"a needle test, depth {asked.depth:g}, seed {asked.seed}"
 st.caption(f"{head}: {names}. About {asked.length:,} tokens of {of}. Rows are the tokens that look; keys, to the right, those that they look at.")
-if asked.text or st.session_state["prompt"] == PROMPTS[0]:
-    job = asked_before(asked, command(found, asked))
+if asked.text or st.session_state["source"] == PROMPTS[0]:
+    job = addressed() if asked.text and not text else jobs.same(runs(), *question(found, asked, text))
     made = [job.folder / MAP] if job is not None else []
     kept = kept_maps.found(asked, [*made, EXAMPLE], _loaded)
     if kept is not None:
-        part = shown(found.card.name, kept)
-        if not (kept.zooms or part.queries == part.keys == (0, kept.length)):
-            st.info("The example that comes with the workbench has the whole map alone. To see smaller cells the model has to read the prompt once.")
-            computing(found, asked, text, job)
-        told_of(kept)
-        strongest(found.card.name, kept, part)
+        with st.container(horizontal=True, gap="large"):
+            with st.container(width=MAP_PIXELS):
+                part = shown(found.card.name, kept)
+            with st.container(width=BESIDE_PIXELS):
+                if not (kept.zooms or part.queries == part.keys == (0, kept.length)):
+                    computing(found, asked, text, job, "The example that comes with the workbench has no smaller cells than these.")
+                told_of(kept)
+                strongest(found.card.name, kept, part)
     else:
-        computing(found, asked, text, job)
+        computing(found, asked, text, job, "This map is not there yet.")
 else:
     st.info("Upload a text under Prompt.")

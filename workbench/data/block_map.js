@@ -2,7 +2,7 @@
 // Drag, wheel, keys or buttons zoom: `setTriggerValue("view", "4000:5000,0:1000")` asks for rows and keys; until they come, what is there is drawn larger.
 
 const memory = new WeakMap();
-const FAINTEST = -6, LEAST = 8, START = [24, 66], BOTTOM = 62, RIGHT = 8; // START: where the plot begins, downwards and to the right
+const FAINTEST = -6, LEAST = 8, START = [24, 72], BOTTOM = 68, RIGHT = 8; // START: where the plot begins, downwards and to the right
 const LOOK = { needle: ["#d55e00", "solid", []], answer: ["#009e73", "dashed", [6, 3]], sinks: ["#cc79a7", "dotted", [2, 2]] };
 const KEYS = "Drag to zoom in, or focus the map: + and − zoom, arrows move, Shift with arrows pans, Enter shows single cells, 0 the whole map; the wheel zooms too.";
 const BUTTONS = { in: ["+", "Zoom in"], out: ["−", "Zoom out"], whole: ["Whole", "Show the whole map"], needle: ["Needle", "Show the answer's rows and the needle's keys"] };
@@ -15,10 +15,8 @@ function opened(bytes) {
   return [header, new Float32Array(bytes.slice(4 + length).buffer)];
 }
 
-function made(tag, name, parent, text = "") {
-  const element = document.createElement(tag);
-  element.className = name;
-  element.append(text);
+function made(tag, className, parent, text = "") {
+  const element = Object.assign(document.createElement(tag), { className, textContent: text });
   parent.append(element);
   return element;
 }
@@ -44,9 +42,7 @@ const within = (value, low, high) => Math.max(low, Math.min(high, value));
 
 /** Max-pooled once more, so that no cell is smaller than a pixel: values, how many, and the tokens along a side of each. */
 function pooled(header, values, by) {
-  const [high, wide] = header.cells.map((count) => Math.ceil(count / by));
-  if (by === 1) return { values, high, wide, size: header.block, by };
-  const most = new Float32Array(high * wide);
+  const [high, wide] = header.cells.map((count) => Math.ceil(count / by)), most = new Float32Array(high * wide);
   for (let row = 0; row < header.cells[0]; row++)
     for (let key = 0; key < header.cells[1]; key++) {
       const to = Math.floor(row / by) * wide + Math.floor(key / by);
@@ -104,9 +100,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
       const size = within(Math.round(end - begin), Math.min(LEAST, header.tokens), header.tokens), first = within(Math.round(begin), 0, header.tokens - size);
       return [first, first + size];
     });
-    state.cursor = state.band = null;
-    tip.hidden = true;
-    draw();
+    state.band = null;
+    show(null);
     clearTimeout(state.timer);
     state.timer = setTimeout(() => {
       if (written(state.view) === written(header.asked)) return;
@@ -147,9 +142,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
   function text(pen, words, x, y, { turned = false, ...style }) {
     pen.save();
     pen.translate(x, y);
-    if (turned) pen.rotate(-Math.PI / 2);
-    Object.assign(pen, style);
-    pen.fillText(words, 0, 0);
+    pen.rotate(turned ? -Math.PI / 2 : 0);
+    Object.assign(pen, style).fillText(words, 0, 0);
     pen.restore();
   }
 
@@ -166,7 +160,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     }
     const title = { fillStyle, font: "12px system-ui, sans-serif", textAlign: "center" };
     text(pen, "key: the token looked at", START[1] + side / 2, START[0] + side + BOTTOM - 6, title);
-    text(pen, "row: the token that looks", 11, START[0] + side / 2, { ...title, turned: true });
+    text(pen, "row: the token that looks", 10, START[0] + side / 2, { ...title, turned: true });
   }
 
   function draw() {
@@ -183,11 +177,11 @@ export default function ({ data, parentElement, setTriggerValue }) {
     pen.globalAlpha = 1;
     marks(pen);
     axes(pen, colour);
-    const box = state.band ?? state.cursor?.map((cell, axis) => [pixel(axis, edge(axis, cell)), pixel(axis, edge(axis, cell + 1))]), path = new Path2D();
+    const path = new Path2D(), box = state.band ?? state.cursor?.map((cell, axis) => [pixel(axis, edge(axis, cell)), pixel(axis, edge(axis, cell + 1))]);
     if (box) path.rect(box[1][0], box[0][0], box[1][1] - box[1][0], box[0][1] - box[0][0]), stroked(pen, "black", [], path);
-    const now = cells.size === 1 ? "Exact: each cell is one row and one key." : `Pooled: each cell is the max of ${cells.size} × ${cells.size} cells.`;
-    const said = now + (header.zooms && written(state.view) !== written(header.asked) ? " This part is being computed." : "");
-    if (level.textContent !== said) level.textContent = said;
+    const what = cells.size === 1 ? "Exact: each cell is one row and one key." : `Pooled: each cell is the max of ${cells.size} × ${cells.size} cells.`;
+    const now = what + (header.zooms && written(state.view) !== written(header.asked) ? " This part is being computed." : "");
+    if (level.textContent !== now) level.textContent = now;
   }
 
   function show(cell, aloud = false) {
@@ -207,9 +201,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   const place = (event) => ((box) => [event.clientY - box.top, event.clientX - box.left])(canvas.getBoundingClientRect());
   const tokens = (event) => place(event).map((at, axis) => token(axis, at));
   canvas.onpointerdown = (event) => {
-    if (event.pointerType === "touch" || event.button !== 0 || !inside(place(event))) return;
-    pressed = place(event);
-    canvas.setPointerCapture(event.pointerId);
+    if (event.pointerType !== "touch" && event.button === 0 && inside(place(event))) pressed = place(event), canvas.setPointerCapture(event.pointerId);
   };
   canvas.onpointermove = (event) => {
     const point = place(event);
@@ -249,18 +241,17 @@ export default function ({ data, parentElement, setTriggerValue }) {
   made("span", "ramp", legend).style.background = `linear-gradient(to right, ${header.shades.join(",")})`;
   legend.append("1: attention, on a logarithmic scale");
   for (const { kind, text } of header.marks) {
-    const entry = made("span", "entry", legend);
-    made("i", "", entry).style.borderTop = `3px ${LOOK[kind][1]} ${LOOK[kind][0]}`;
-    entry.append(text);
+    const entry = made("span", "entry", legend, text);
+    entry.prepend(made("i", "", legend));
+    entry.firstChild.style.borderTop = `3px ${LOOK[kind][1]} ${LOOK[kind][0]}`;
   }
 
   function sized() {
     const room = root.clientWidth - START[1] - RIGHT, dpr = window.devicePixelRatio || 1;
     if (room <= 0) return;
     side = within(room, 150, 760);
-    const [width, height] = [side + START[1] + RIGHT, side + START[0] + BOTTOM];
-    Object.assign(canvas, { width: width * dpr, height: height * dpr });
-    Object.assign(canvas.style, { width: `${width}px`, height: `${height}px` });
+    Object.assign(canvas, { width: (side + START[1] + RIGHT) * dpr, height: (side + START[0] + BOTTOM) * dpr });
+    canvas.style.width = `${side + START[1] + RIGHT}px`;
     draw();
   }
   sized();
