@@ -1,5 +1,8 @@
 """How far is a circuit to be believed? Its faithfulness under every ablation, as a figure and as a table; its heads as a map."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -54,7 +57,7 @@ def effects_canvas(circuit: Circuit) -> bytes:
     return signed_canvas(value_LH.to_numpy().reshape(shape.n_layers, shape.n_heads), "effect", told, circuit.heads, marks)
 
 
-def effect_text(row: dict[str, float]) -> str:
+def effect_text(row: Mapping[str, Any]) -> str:
     """An effect's interval, its share of the whole difference, and its q-value, as far as the row (of `effects.COLUMNS`) has them."""
     parts = []
     if row["low"] == row["low"]:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import plotly.colors
 import plotly.graph_objects as go
 
 from workbench.circuits.sides import Sides
@@ -20,6 +21,8 @@ NAMED = 0.07
 """Heads with at least this share of the largest score have their names beside them."""
 
 RIM = "#cc79a7"
+BAND = 0.14
+"""How dark the band of an interval is."""
 RATES = {
     "memory": ("internal memory: what the model knows", OTHERS, "solid", "circle"),
     "context": ("external context: what the text states", LABELLED, "solid", "diamond"),
@@ -63,22 +66,24 @@ def sides_figure(sides: Sides, pruned: list[Head], unit: str) -> go.Figure:
 
 
 def pruning_figure(curve: pd.DataFrame, side: str, count: int) -> go.Figure:
-    """The rates of a pruning curve against the number of heads pruned, with their 95% intervals, and a line at the `count` that is chosen."""
+    """The rates of a pruning curve against the number of heads pruned, with their 95% intervals as bands, and a line at the `count` that is chosen."""
     figure = go.Figure()
-    for column, (name, colour, dash, symbol) in RATES.items():
-        bars = {}
+    for column, (_, colour, _, _) in RATES.items():
         if f"{column}_low" in curve:
-            low, high = curve[f"{column}_low"], curve[f"{column}_high"]
-            bars = {
-                "error_y": {"type": "data", "symmetric": False, "array": high - curve[column], "arrayminus": curve[column] - low, "thickness": 1, "width": 2}
-            }
+            band = pd.concat([curve[f"{column}_high"], curve[f"{column}_low"][::-1]])
+            counts = pd.concat([curve["heads"], curve["heads"][::-1]])
+            faint = f"rgba{(*plotly.colors.hex_to_rgb(colour), BAND)}"
+            figure.add_scatter(x=counts, y=band, fill="toself", mode="none", fillcolor=faint, hoverinfo="skip", showlegend=False)
+    for column, (name, colour, dash, symbol) in RATES.items():
+        interval = curve[[f"{column}_low", f"{column}_high"]] if f"{column}_low" in curve else None
+        between = "" if interval is None else " (%{customdata[0]:.0%} to %{customdata[1]:.0%})"
         figure.add_scatter(
-            x=curve["heads"], y=curve[column], mode="lines+markers", name=name, line={"color": colour, "dash": dash},
-            marker={"color": colour, "symbol": symbol, "size": 8}, hovertemplate="%{x} heads: %{y:.0%}<extra>" + name + "</extra>", **bars,
+            x=curve["heads"], y=curve[column], customdata=interval, mode="lines+markers", name=name, line={"color": colour, "dash": dash},
+            marker={"color": colour, "symbol": symbol, "size": 8}, hovertemplate="%{x} heads: %{y:.0%}" + between + "<extra>" + name + "</extra>",
         )  # fmt: skip
     figure.add_vline(x=count, line={"width": 6, "color": "rgba(128,128,128,0.35)"})
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"}
     figure.update_layout(template="plotly_white", height=420, legend=legend, margin={"t": 100, "l": 10, "r": 10, "b": 10})
-    figure.update_xaxes(title=f"{side} heads pruned, the most important first", dtick=max(1, len(curve) // 12))
+    figure.update_xaxes(title=f"{side} heads pruned, the most important first", dtick=max(1, len(curve) // 10), range=[-0.5, len(curve) - 0.5])
     figure.update_yaxes(title="share of answers", tickformat=".0%", range=[-0.04, 1.06])
     return figure

@@ -1,0 +1,229 @@
+"""Which heads make a behaviour, and how far is that to be believed? A circuit and its faithfulness, patching, codes, methods, memory and context."""
+
+from functools import partial
+
+import streamlit as st
+from chosen import BUNDLED, beside, labels, told
+from conflict import memory_or_context
+from downloads import chart, files, table
+from maps import clicked, head_map
+from patching import codes, patching
+
+from workbench.circuits import compared
+from workbench.circuits.circuit import Circuit
+from workbench.circuits.leaving import KINDS
+from workbench.errors import InputError
+from workbench.heads import ModelCard
+from workbench.labels import HeadLabels
+from workbench.views.circuit import COLOURS, EDGES_SHOWN, graph_figure
+from workbench.views.circuit_tables import effects_canvas, faithfulness_figure, faithfulness_table
+from workbench.views.methods import kept_figure, recovery_figure
+
+ONE_HEAD = "app_pages/one_head.py"
+UPLOAD = "circuit_file"
+CIRCUIT_MB = 5
+FILES = ("circuit.json", "circuit_ioi.json")  # circuits that may lie beside the labels
+USUAL = ("patching", "path", "attribution", "ig-inputs", "codes", "random")  # methods that are drawn until others are chosen
+TRUTH = BUNDLED.parent.parent / "compiled_ioi" / "methods.csv"
+METHODS = "circuits_ioi.csv"
+
+
+def circuit(found: HeadLabels) -> None:
+    """A circuit: its graph beside its faithfulness, every head's effect, its own heads, files."""
+    made = chosen_circuit()
+    if made is None:
+        st.info(f"No circuit of {found.card.name} lies beside the labels; `workbench circuit find` writes one, which can be opened here.")
+        return
+    facts = made.provenance
+    right = ", ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in facts.get("accuracy", {}).items())
+    st.caption(
+        f"{len(made.heads)} heads for **{_plain(made.task)}** in {_plain(made.card.name)}, found by **{_plain(facts.get('method', '?'))}**; "
+        f"metric: {_plain(facts.get('metric') or 'the task’s')}. Accuracy: {right or 'not told'}."
+    )
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        graph(made, found)
+    with right:
+        faithful(made)
+    left, right = st.columns([2, 3], gap="large")
+    with left:
+        if picked := head_map(effects_canvas(made), key="effects"):
+            opened(picked, made.card, found)
+        st.caption("What patching each head does to the metric: blue, it falls; orange, it rises; rings are the circuit's heads. A click opens a head.")
+    with right:
+        heads(made, found)
+    with st.expander("What made it"):
+        st.json(dict(facts), expanded=1)
+
+
+def chosen_circuit() -> Circuit | None:
+    """The circuit that was uploaded, if it is one, else one that lies beside the labels; None if there is none."""
+    there = {name: content for name in FILES if (content := beside(name)) is not None}
+    picked, upload = st.columns([3, 2], vertical_alignment="bottom")
+    name = picked.selectbox("Circuit", list(there), key="circuit", bind="query-params") if there else None
+    with upload.popover("Open a circuit"):
+        given = st.file_uploader("A circuit of `workbench circuit find`", type=["json"], key=UPLOAD, max_upload_size=CIRCUIT_MB)
+    if given is not None:
+        try:
+            made = _parsed(given.getvalue(), given.name)
+            picked.caption(f"Shown is {_plain(given.name)}, until it is taken away or the page is reloaded.")
+            return made
+        except InputError as error:
+            st.error(f"{error}.")
+    if name is None:
+        return None
+    with told():
+        return _parsed(there[name], name)
+    return None
+
+
+def graph(made: Circuit, found: HeadLabels) -> None:
+    """Heads by layer and the edges measured between them."""
+    figure = graph_figure(made)
+    alt = f"Graph of {len(made.heads)} heads by layer with the edges measured between them"
+    event = chart(figure, "circuit-graph", alt, made.edges, key="graph", on_select="rerun", selection_mode="points")
+    if (name := clicked(event)) and name not in ("input", "logits"):
+        opened(name, made.card, found)
+    shown = f"the {EDGES_SHOWN} strongest of {len(made.edges)}" if len(made.edges) > EDGES_SHOWN else str(len(made.edges))
+    st.caption(
+        f"Layers upwards, the input below, the logits above; a square is a head, at its number; {COLOURS}. Edges measured one by one: {shown}, "
+        "wider the more they move the metric. Hovering tells numbers, a click on a head opens it."
+    )
+
+
+def faithful(made: Circuit) -> None:
+    """How much of the model's behaviour the circuit carries, by ablation."""
+    if made.faithfulness.empty:
+        st.info("The file does not tell how faithful the circuit is; `workbench circuit evaluate` measures it.")
+        return
+    chart(
+        faithfulness_figure(made.faithfulness), "faithfulness", "Faithfulness of the circuit, its complement and random rivals, by ablation", made.faithfulness
+    )
+    turned = faithfulness_table(made.faithfulness)
+    numbers = {name: st.column_config.NumberColumn(format="%.3g") for name in turned.columns if name != "measure"}
+    st.dataframe(turned, hide_index=True, placeholder="–", column_config=numbers, height=36 * (len(turned) + 1))
+    st.caption("On prompts that it was not found on. 1 is the full model, 0 all heads ablated; low and high are the ends of 95% intervals over prompts.")
+    from workbench.circuits.faithfulness import COLUMNS
+
+    with st.popover("What the measures mean", type="tertiary"):
+        st.table({name: COLUMNS.get(name, "") for name in turned["measure"]})
+
+
+def heads(made: Circuit, found: HeadLabels) -> None:
+    """The circuit's heads with effects and minimality; choosing a row opens the head. And the circuit as files."""
+    rows = made.table
+    numbers = {name: st.column_config.NumberColumn(format="%.3g") for name in rows.columns if name != "head"}
+    chosen = st.dataframe(
+        rows, hide_index=True, placeholder="–", column_config=numbers, height=500, on_select="rerun", selection_mode="single-row", key="heads"
+    )
+    st.caption(
+        "effect: change of the metric when the head is patched, with its 95% interval; …_drop: what its leaving costs the circuit, as a share of the whole."
+    )
+    if picked := chosen.selection.rows:
+        opened(rows["head"][picked[0]], made.card, found)
+    given = found if _same(made.card, found) else None
+    files(f"circuit-{_name(made.task)}", {ending: partial(kind.made, made, given) for ending, kind in KINDS.items()})
+    st.caption("; ".join(f"`{ending}`: {kind.about}" for ending, kind in KINDS.items()) + ".")
+
+
+def opened(head: str, card: ModelCard, found: HeadLabels) -> None:
+    """Open a head, if it is one of the model that the other pages show."""
+    if _same(card, found):
+        st.switch_page(ONE_HEAD, query_params={"head": head})
+    st.info(f"{head} is a head of {_plain(card.name)}; the other pages show {_plain(found.card.name)}, so that it cannot be opened there.")
+
+
+def methods(found: HeadLabels) -> None:
+    """What the methods recover where the circuit is known, and how faithful their circuits are where it is not."""
+    known, unknown = st.columns(2, gap="large")
+    with known:
+        st.markdown("**Where the truth is known**")
+        recovered()
+    with unknown:
+        st.markdown("**Where it is not**")
+        kept(found)
+
+
+def recovered() -> None:
+    """What each method finds of the compiled IOI models."""
+    with told():
+        if not TRUTH.is_file():
+            raise InputError(f"{TRUTH.parent.name}/{TRUTH.name} of the repository's reports is not there; `benchmarks/circuit_truth.py` makes it")
+        measured = _table(TRUTH.read_bytes(), TRUTH.name, ("what", "beta", "leak", "seed", "method", "auroc", "average_precision", "chance"))
+    there = compared.settings(measured)
+    what = st.segmented_control("Recovered are", ["heads", "edges"], default="heads", required=True, key="what", bind="query-params")
+    named = {f"β = {beta:g}, leak {leak:g}": (beta, leak) for beta, leak in there[what]}
+    which = st.selectbox("Model", list(named), key=f"model_{what}", bind="query-params", help="β: how sharply heads attend. Leak: how much idle heads write.")
+    with told():
+        rows = compared.recovery(measured, what, *named[which])
+    chart(recovery_figure(rows, what), "recovery", f"AUROC, average precision and F1 of each method on the known {what}", rows)
+    st.dataframe(rows, hide_index=True, placeholder="–", column_config=_three(rows))
+    st.caption(
+        "The compiled IOI model, whose circuit is written by hand: all heads and edges of it are known. Means over model seeds, bars one standard deviation; "
+        f"dotted: average precision by chance, {rows['chance'].iloc[0]:.2f}. "
+        "Codes, norm and the like only watch; norm and distinct codes are controls."
+    )
+    with st.popover("What the measures mean", type="tertiary"):
+        st.table(compared.RECOVERY)
+
+
+def kept(found: HeadLabels) -> None:
+    """How faithful the first heads of each method are, on the model shown."""
+    content = beside(METHODS)
+    if content is None:
+        st.info(f"No {METHODS} of {found.card.name} lies beside the labels; `benchmarks/circuit_methods.py` makes one.")
+        return
+    with told():
+        measured = _table(content, METHODS, ("seed", "part", "method", "measure", "value", "low", "high"))
+    ablations = compared.ablations(measured)
+    ablation = st.segmented_control("Other heads are replaced by", ablations, default=ablations[0], required=True, key="ablation_kept", bind="query-params")
+    rows = compared.kept(measured, ablation)
+    every = list(dict.fromkeys(rows["method"]))
+    shown = st.multiselect("Methods", every, default=[name for name in every if name in USUAL], key="methods", bind="query-params")
+    chart(kept_figure(rows, ablation, shown), "kept", f"Faithfulness of the first heads of each method, {ablation}", rows)
+    st.caption(
+        "The first k heads of each ranking alone, on held-out prompts: means over seeds, bars from the lowest to the highest end of the seeds' 95% intervals."
+    )
+    areas = compared.areas(measured)
+    st.dataframe(areas, hide_index=True, placeholder="–", column_config=_three(areas))
+    st.caption("CPR: area under faithfulness over the share of heads kept (more is better); CMD: area of its distance from 1 (less is better); resample.")
+    table(areas, "areas")
+
+
+def _three(rows: "compared.pd.DataFrame") -> dict:
+    return {name: st.column_config.NumberColumn(format="%.3f") for name in rows.columns if rows[name].dtype.kind == "f"}
+
+
+def _same(card: ModelCard, found: HeadLabels) -> bool:
+    try:
+        found.check_model(card)
+    except InputError:
+        return False
+    return True
+
+
+def _plain(text: object) -> str:
+    """A text of a file as it stands, whatever signs of Markdown are in it."""
+    return "".join(f"\\{sign}" if sign in "\\`*_{}[]()#+-.!|<>~:$" else sign for sign in str(text))
+
+
+def _name(task: str) -> str:
+    return "".join(sign if sign.isalnum() else "-" for sign in task)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _parsed(content: bytes, name: str) -> Circuit:
+    return Circuit.parse(content, name)
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _table(content: bytes, name: str, columns: tuple[str, ...]) -> "compared.pd.DataFrame":
+    return compared.parse(content, name, columns)
+
+
+VIEWS = {"Circuit": circuit, "Patching": patching, "Codes": codes, "Methods": methods, "Memory or context": memory_or_context}
+
+shown = labels()
+st.title("Circuits")
+view = st.segmented_control("View", list(VIEWS), default="Circuit", required=True, key="panel", bind="query-params", label_visibility="collapsed", wrap=True)
+VIEWS[view](shown)

@@ -1,0 +1,214 @@
+"""Does the page Circuits show the very circuit, compute what it is asked for, and say in words what it cannot do?"""
+
+import json
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+
+pytest.importorskip("streamlit", reason="streamlit is not installed: pip install -e '.[app]'")
+
+import chosen
+from dashboard import opened, words
+from test_ph3 import READS, REMEMBERS, clashes, toy
+
+from workbench.circuits.circuit import Circuit
+from workbench.circuits.compiled_ioi import MOVERS, NEGATIVE, ioi_model
+from workbench.circuits.name_prompts import name_pairs
+from workbench.circuits.tasks import TASKS, Task
+from workbench.heads import Head, ModelCard, Shape
+from workbench.labels import HeadLabels
+
+pytestmark = pytest.mark.usefixtures("nothing_is_remembered")
+PAGE = "app_pages/circuits.py"
+REPORTS = chosen.BUNDLED.parent
+BUNDLED = REPORTS / "circuit_ioi.json"
+on_compiled = pytest.mark.usefixtures("nothing_is_remembered", "compiled")
+on_two_answers = pytest.mark.usefixtures("nothing_is_remembered", "two_answers")
+
+
+def shown(panel="Circuit", **query):
+    return opened(PAGE, panel=panel, **query)
+
+
+def started_with(model, tmp_path, monkeypatch, scores=None):
+    """The dashboard of a model made in memory, which is loaded in place of any other."""
+    shape = model.shape
+    HeadLabels(model.card, {}, scores or {"mine": np.zeros((shape.n_layers, shape.n_heads))}).save(tmp_path / "heads.json")
+    monkeypatch.setenv("WORKBENCH_APP_LABELS", str(tmp_path / "heads.json"))
+    monkeypatch.setenv("WORKBENCH_APP_MODEL", "made")
+    monkeypatch.setattr("workbench.models.load", lambda name: {"made": model}[name])
+
+
+@pytest.fixture
+def compiled(tmp_path, monkeypatch):
+    """The compiled IOI model, attention hard, with a task of its words."""
+
+    def items(rng):
+        """Two names, one of them again."""
+        while True:
+            yield from name_pairs(8, int(rng.integers(2**31))).items
+
+    started_with(ioi_model(20), tmp_path, monkeypatch)
+    task = Task("names", "logit_difference", items, "here")
+    monkeypatch.setattr("workbench.circuits.tasks.TASKS", MappingProxyType({**TASKS, "names": task}))
+
+
+@pytest.fixture
+def two_answers(tmp_path, monkeypatch):
+    """The model of two heads, one of which remembers and one reads, and its conflicts."""
+    started_with(toy(), tmp_path, monkeypatch)
+    monkeypatch.setattr("workbench.circuits.pruning_curve.prepare", lambda model, source, count, seed: clashes(count, seed))
+
+
+def test_it_opens_on_the_bundled_circuit_without_loading_a_model(monkeypatch):
+    monkeypatch.setattr("workbench.models.load", lambda name: pytest.fail("a model was loaded"))
+    app, circuit = shown(), Circuit.load(BUNDLED)
+    assert app.title[0].value == "Circuits"
+    assert "38 heads for" in words(app)
+    faithful, heads = (frame.value for frame in app.dataframe)
+    assert set(faithful.columns) == {"measure", "resample", "mean", "zero"}
+    assert faithful.set_index("measure").loc["faithfulness", "resample"] == pytest.approx(circuit.faithfulness["faithfulness"][0])
+    assert list(faithful["measure"]) == [name for name in circuit.faithfulness if name != "ablation"]
+    assert list(heads["head"]) == [str(head) for head in circuit.heads]
+    assert {"resample_drop", "mean_drop", "zero_drop"} <= set(heads.columns)
+    assert len(app.get("plotly_chart")) == 2
+    assert app.get("bidi_component")
+    labels = {button.label.partition(".")[2] for button in app.download_button}
+    assert {"json", "graphml", "labels.json", "csv"} <= labels
+
+
+@pytest.mark.parametrize("panel", ["Circuit", "Patching", "Codes", "Methods", "Memory or context"])
+def test_every_panel_is_an_address_and_needs_no_model(monkeypatch, panel):
+    monkeypatch.setattr("workbench.models.load", lambda name: pytest.fail("a model was loaded"))
+    app = shown(panel)
+    assert app.segmented_control(key="panel").value == panel
+    assert not app.error
+
+
+def test_an_upload_is_shown_and_what_is_no_circuit_is_a_sentence(tmp_path):
+    data = json.loads(BUNDLED.read_text(encoding="utf-8"))
+    data |= {"heads": data["heads"][:2], "task": "my *own*"}
+    app = shown()
+    app.file_uploader(key="circuit_file").upload("mine.json", json.dumps(data).encode()).run()
+    assert not app.exception
+    assert "2 heads for" in words(app)
+    assert "my \\*own\\*" in words(app)  # as it stands, not as Markdown
+    app.file_uploader(key="circuit_file").upload("bad.json", json.dumps(data | {"heads": ["L99H0"]}).encode()).run()
+    (error,) = app.error
+    assert error.value.startswith("bad.json: not a complete circuit")
+    assert "38 heads for" in words(app)  # the one beside the labels is shown again
+
+
+def test_a_circuit_of_another_model_is_shown_but_opens_no_head(tmp_path, monkeypatch):
+    HeadLabels(ModelCard("mine", "memory", "", Shape(2, 3, 1, 8, 24)), {}, {"mine": np.eye(2, 3)}).save(tmp_path / "mine.json")
+    monkeypatch.setenv("WORKBENCH_APP_LABELS", str(tmp_path / "mine.json"))
+    app = shown()
+    assert "No circuit of mine lies beside the labels" in words(app)
+    app.file_uploader(key="circuit_file").upload("ioi.json", BUNDLED.read_bytes()).run()
+    assert not app.exception
+    assert "38 heads for" in words(app)
+    for panel, said in (("Methods", "No circuits_ioi.csv of mine"), ("Memory or context", "Nothing is computed yet")):
+        assert said in words(shown(panel))
+
+
+def test_methods_have_the_numbers_of_the_reports():
+    app = shown("Methods")
+    recovery, areas = (frame.value.set_index("method") for frame in app.dataframe)
+    assert recovery.loc["patching", "auroc"] == 1
+    assert recovery.loc["norm", "auroc"] == pytest.approx(0.05, abs=0.005)
+    assert areas.loc["ig-inputs", "cmd"] == pytest.approx(0.070, abs=0.0005)
+    app = shown("Methods", what="edges", model_edges="β = 20, leak 0")
+    assert app.dataframe[0].value.set_index("method").loc["EAP", "average_precision"] == pytest.approx(0.693, abs=0.0005)
+    assert app.selectbox(key="model_edges").value == "β = 20, leak 0"
+
+
+@on_compiled
+def test_paths_to_the_logits_of_the_compiled_model():
+    app = shown("Patching", task="names", prompts="6", run="patching")
+    assert not app.error
+    rows = app.dataframe[0].value.set_index("head")
+    for head, effect in {MOVERS[0]: -4, MOVERS[1]: -3, NEGATIVE: 2, Head(0, 0): 0, Head(1, 2): 0}.items():
+        assert rows.loc[str(head), "effect"] == pytest.approx(effect, abs=0.03)
+    assert "6 pairs of names (seed 0). The clean prompts run (noising)" in words(app)
+    assert "On clean prompts it is 5.0" in words(app)
+    app = shown("Patching", task="names", prompts="6", kind="activation", component="q", run="patching")
+    assert app.dataframe[0].value.set_index("head").loc[str(MOVERS[0]), "effect"] < -1
+    assert "q of each head is replaced by" in words(app)
+
+
+@on_compiled
+def test_nothing_is_computed_before_it_is_asked_for():
+    app = shown("Patching", task="names", prompts="2")
+    assert "Nothing is computed yet" in words(app)
+    assert not app.dataframe
+    app.button(key="compute_patching").click().run()
+    assert app.dataframe
+    assert app.query_params["run"] in ("patching", ["patching"])
+    app.slider(key="prompts").set_value(3).run()
+    assert "Nothing is computed yet" in words(app)
+    assert not app.exception
+
+
+@on_compiled
+@pytest.mark.parametrize(
+    ("receiver", "said"), [("the end", "is no receiver"), ("L9H0.q", "No head L9H0"), ("logits+L2H1.q", "by itself"), ("", "is no receiver")]
+)
+def test_a_receiver_that_is_not_there_is_a_sentence(receiver, said):
+    app = shown("Patching", task="names", prompts="2", run="patching", receiver=receiver or " ")
+    (error,) = app.error
+    assert said.casefold() in error.value.casefold()
+
+
+@pytest.mark.usefixtures("nothing_is_remembered", "tiny")
+def test_a_task_that_does_not_fit_the_model_is_a_sentence():
+    for panel, run in (("Patching", "patching"), ("Codes", "codes")):
+        (error,) = shown(panel, task="ioi", prompts="6", run=run).error
+        assert "0 of 6 items fit tiny-llama" in error.value
+    (error,) = shown("Memory or context", run="pruning", items="4").error
+    assert "tiny-llama" in error.value
+
+
+@on_compiled
+def test_codes_stand_beside_their_controls():
+    app = shown("Codes", task="names", prompts="8", run="codes", control="norm")
+    assert not app.error
+    rows = app.dataframe[0].value.set_index("head")
+    assert len(rows) == 24
+    assert rows["codes"].is_monotonic_decreasing
+    assert (rows["codes"] <= rows["distinct"]).all()
+    assert rows["p"].between(1 / 201, 1).all()
+    assert "8 pairs of prompts" in words(app)
+    assert "Rank correlation with norm" in words(app)
+
+
+@on_two_answers
+def test_pruning_the_head_that_remembers_turns_every_answer():
+    app = shown("Memory or context", run="pruning", items="6", k_memory="1")
+    assert not app.error
+    assert "Pruned: L0H1." in words(app)
+    assert "drawn now" in words(app)
+    item = clashes(6).items[0]
+    memory, context = item.right[0].strip(), item.wrong[0].strip()
+    assert app.selectbox(key="conflict").options == [item.clean for item in clashes(6).items]
+    assert f"With all heads: **{memory}** (memory). Without 1 memory heads: **{context}** (context)." in words(app)
+    assert (str(REMEMBERS), str(READS)) == ("L0H1", "L0H2")
+    app = shown("Memory or context", run="pruning", items="6", prune="context", k_context="1")
+    assert "Pruned: L0H2." in words(app)
+    assert f"Without 1 context heads: **{memory}** (memory)." in words(app)
+
+
+@on_two_answers
+def test_no_head_is_pruned_at_nought():
+    app = shown("Memory or context", run="pruning", items="6", k_memory="0")
+    assert "Without 0 memory heads" in words(app)
+    assert "Pruned:" not in words(app)
+    assert not app.exception
+
+
+def test_the_file_of_ph3_is_shown_without_a_model():
+    app = shown("Memory or context", k_memory="2", prune="memory")
+    assert "Pruned: L23H4, L24H4." in words(app)
+    (rows,) = (frame.value.set_index("way") for frame in app.dataframe)
+    assert rows.loc["pruned", "context"] == pytest.approx(0.828, abs=0.0005)
+    assert "Pruned: L23H1, L23H0, L23H7." in words(shown("Memory or context", prune="context"))  # as many as the file labels
