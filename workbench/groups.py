@@ -31,10 +31,17 @@ class Group:
         return ", ".join(probe.name for probe in self.probes)
 
 
-def plan(names: Iterable[str] | None = None, preset: str = "quick", options: Options | None = None) -> list[Group]:
-    """The groups of the asked probes (all by default). Raises `InputError` for an unknown probe or preset."""
+def plan(probes: Iterable[str | Probe] | None = None, preset: str = "quick", options: Options | None = None) -> list[Group]:
+    """The groups of the asked probes (all by default), by name or as they are.
+
+    Raises `InputError` for an unknown probe or preset, and for a probe with the name of another.
+    """
     groups: dict[Recipe | None, list[Probe]] = {}
-    asked = [probe(name) for name in dict.fromkeys(PROBES if names is None else names)]
+    given = list(PROBES if probes is None else probes)
+    asked = list(dict.fromkeys(probe(one) if isinstance(one, str) else one for one in given))
+    names = [one.name for one in asked]
+    if taken := [one.name for one in given if isinstance(one, Probe) and (PROBES.get(one.name, one) is not one or names.count(one.name) > 1)]:
+        raise InputError(f"there is another probe that is called {taken[0]}; give yours a name of its own")
     heard = {option for chosen in asked if chosen.recipes for option in concerned(chosen.recipe(preset))}
     for option in [name for name, value in asdict(options or Options()).items() if value is not None and name not in heard]:
         raise InputError(f"--{option} concerns none of the chosen probes: {', '.join(chosen.name for chosen in asked)}")
@@ -44,7 +51,15 @@ def plan(names: Iterable[str] | None = None, preset: str = "quick", options: Opt
     return [Group(tuple(members), recipe) for recipe, members in groups.items()]
 
 
-def suited(groups: Sequence[Group], model: Model, names: Iterable[str] | None) -> tuple[list[Group], dict[str, dict[str, Any]]]:
+def check_listed(groups: Sequence[Group]) -> None:
+    """Raise `InputError` for a probe that is no file of `workbench/probes/`: results on disk would not tell that its code has changed."""
+    if own := [member.name for group in groups for member in group.probes if member.name not in PROBES]:
+        raise InputError(
+            f"results of {own[0]} cannot be kept, as they would not tell when its code changes; score it without runs, or make it a file of the package"
+        )
+
+
+def suited(groups: Sequence[Group], model: Model, names: Iterable[str | Probe] | None) -> tuple[list[Group], dict[str, dict[str, Any]]]:
     """The groups whose prompts can be made for a model, and why the probes of the others are not asked, as evidence.
 
     Raises `InputError` with the reason if the probes were chosen by name.

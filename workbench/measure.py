@@ -17,7 +17,7 @@ from workbench.captures import Capture, capture, generate
 from workbench.edits import Edit
 from workbench.errors import InputError
 from workbench.given import uniform
-from workbench.groups import Group, Way, plan, suited
+from workbench.groups import Group, Way, check_listed, plan, suited
 from workbench.heads import Head, ModelCard
 from workbench.implementations import choose
 from workbench.matching import canonical
@@ -44,7 +44,7 @@ Progress = Callable[[str, int, int], None]
 
 def score(
     model: HFModel,
-    probes: Sequence[str] | None = None,
+    probes: Sequence[str | Probe] | None = None,
     *,
     preset: str = "quick",
     seed: int = 0,
@@ -54,7 +54,7 @@ def score(
     edits: Sequence[Edit] = (),
     progress: Progress = lambda what, done, total: None,
 ) -> HeadScores:
-    """Score every head of a model on some probes (all by default).
+    """Score every head of a model on some probes (all by default): by name, or a `Probe` of one's own, whose results cannot be kept.
 
     `way` says how passes are made: the implementation, the chunk, the sampled rows. Results of finished batches lie under `runs` and are not made
     again; without `runs` nothing is kept. `progress` hears of every finished batch. A probe with too little evidence has no scores; `evidence` says so,
@@ -63,6 +63,8 @@ def score(
     """
     groups, way = plan(probes, preset, options), way or Way()
     way.check(groups)
+    if runs is not None:
+        check_listed(groups)
     groups, left_out = suited(groups, model, probes)
     built = {recipe: recipe.build(model, start) for recipe, start in _recipes(groups, seed)}  # what cannot be built shows before any work is done
     measure = _Measure(model, runs, seed, edits, progress, built, way)
