@@ -14,7 +14,7 @@ from browsing import CHROMIUM
 from workbench.errors import InputError
 from workbench.heads import Head
 from workbench.views import camera, check_ending, figure_bytes, save_figure, save_table, table_bytes
-from workbench.views.export import NO_BROWSER, NO_KALEIDO, drawn, pictures
+from workbench.views.export import NO_BROWSER, NO_KALEIDO, drawn, packed, pictures
 from workbench.views.svg import LABELLED, NULL, RISING, SIGNED, Curve, Dot, curves_picture, distribution_picture, intervals_picture, map_picture
 
 FIGURE = go.Figure(go.Bar(x=["one", "two"], y=[1, 2]), layout={"width": 300, "height": 200, "title": "Two bars"})
@@ -71,6 +71,20 @@ def test_drawings_become_pictures_with_their_colours():
     picture = Image.open(io.BytesIO(png)).convert("RGB")
     colours = {"#{:02x}{:02x}{:02x}".format(*colour) for count, colour in picture.getcolors(1 << 20) if count > 300}
     assert {RISING[0].lower(), RISING[-1].lower(), "#ffffff"} <= colours
+
+
+def test_a_picture_packed_again_is_the_same_picture():
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    given = Image.fromarray(np.repeat(rng.integers(0, 255, (40, 1, 4), dtype=np.uint8), 60, axis=1), "RGBA")
+    plain = io.BytesIO()
+    given.save(plain, "PNG", compress_level=1)
+    again = packed(plain.getvalue())
+    assert len(again) < len(plain.getvalue())
+    picture = Image.open(io.BytesIO(again))
+    picture.load()  # reads checksums
+    assert picture.tobytes() == given.tobytes()
 
 
 def test_without_kaleido_or_a_browser_it_says_what_to_do(monkeypatch):

@@ -2,7 +2,9 @@
 
 import io
 import re
+import struct
 import tempfile
+import zlib
 from base64 import b64encode
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -69,7 +71,21 @@ def pictures(figures: Sequence[go.Figure], ending: str = ".png") -> list[bytes]:
             write_fig_from_object_sync(asked, kopts={"mathjax": False, "n": 1})
         except ChromeNotFoundError as error:
             raise InputError(NO_BROWSER) from error
-        return [path.read_bytes() for path in paths]
+        contents = [path.read_bytes() for path in paths]
+    return [packed(content) for content in contents] if ending == ".png" else contents
+
+
+def packed(png: bytes) -> bytes:
+    """The very same PNG in fewer bytes: a browser compresses in a hurry, so that its pixels are compressed once more."""
+    chunks, place = [], 8
+    while place < len(png):
+        (size,) = struct.unpack(">I", png[place : place + 4])
+        chunks.append((png[place + 4 : place + 8], png[place + 8 : place + 8 + size]))
+        place += 12 + size
+    pixels = zlib.compress(zlib.decompress(b"".join(body for kind, body in chunks if kind == b"IDAT")), 9)
+    before = [chunk for chunk in chunks if chunk[0] not in (b"IDAT", b"IEND")]
+    parts = [*before, (b"IDAT", pixels), (b"IEND", b"")]
+    return png[:8] + b"".join(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in parts)
 
 
 def drawn(svg: str) -> go.Figure:
