@@ -17,8 +17,23 @@ from workbench.files import write_file
 from workbench.heads import Head, ModelCard
 from workbench.showing import Shown
 
-COLUMNS = ("model", "layer", "head", "kv_head", "probe", "score", "n", "std", "ci_low", "ci_high", "null")
-"""`n` samples, their standard deviation, the 95% bootstrap interval of the mean (NaN where n < 2), and the null's mean."""
+MEANINGS = {
+    "model": "the model's name",
+    "layer": "the layer, from 0",
+    "head": "the query head within the layer, from 0",
+    "kv_head": "the KV head within the layer that the query head reads, from 0",
+    "probe": "the probe",
+    "score": "the mean over samples",
+    "n": "how many samples counted",
+    "std": "the standard deviation of the samples; NaN where n < 2",
+    "ci_low": "the lower end of the 95% bootstrap interval of the mean; NaN where n < 2",
+    "ci_high": "its upper end",
+    "null": "the mean score where the behaviour cannot show, by the probe's null",
+}
+"""What the columns of a table of scores mean."""
+
+COLUMNS = tuple(MEANINGS)
+"""The columns in their order."""
 
 
 @dataclass(frozen=True, eq=False)
