@@ -13,6 +13,7 @@ from rich.text import Text
 from workbench.errors import InputError, unknown
 from workbench.heads import Head
 from workbench.labels import HeadLabels
+from workbench.views.svg import map_picture
 
 SHADES = "·░▒▓█"
 """Five steps from the lowest to the highest score of a text map."""
@@ -93,6 +94,13 @@ def head_map(labels: HeadLabels, probe: str | None = None, label: str | None = N
     figure.update_xaxes(title_text="head", dtick=_step(shape.n_heads, 24), range=[-0.5, shape.n_heads - 0.5], **quiet)
     figure.update_yaxes(title_text="layer", dtick=_step(shape.n_layers, 40), range=[shape.n_layers - 0.5, -0.5], **quiet)
     return figure
+
+
+def panel_picture(labels: HeadLabels, shown: Panel) -> str:
+    """One map as a drawing that needs no script, SVG: rings are the marked heads, which tell their scores and labels on hovering."""
+    told = {head: f"{head}: {shown.score_LH[head.layer, head.index]:.3f}; {', '.join(labels.labels[head])}" for head in shown.marked}
+    alt = f"Layer by head map of the {shown.title} scores of {labels.card.name}; {len(shown.marked)} heads are marked"
+    return map_picture(shown.score_LH, told, "labelled" if shown.meaning else "", alt)
 
 
 def _heat(item: Panel, names_LH: np.ndarray) -> go.Heatmap:
