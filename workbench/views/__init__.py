@@ -5,7 +5,7 @@ from workbench.views.calibration import ACT_VARIANTS, found_panel, gain_canvas, 
 from workbench.views.canvas import head_canvas, script, signed_canvas, token_canvas
 from workbench.views.comparing import depth_figure, difference_canvas, versus_figure
 from workbench.views.export import TABLES, camera, check_ending, figure_bytes, save_figure, save_table, table_bytes
-from workbench.views.heads import Panel, head_map, panel, panels, text_map
+from workbench.views.heads import Panel, head_map, panel, panel_picture, panels, text_map
 from workbench.views.long_map import MARKS, block_canvas
 from workbench.views.one_head import adds_figure, following_figure, head_table, lost_figure
 from workbench.views.page import evidence_lines, evidence_text, save_html
@@ -46,6 +46,7 @@ __all__ = [
     "lost_figure",
     "pair_figure",
     "panel",
+    "panel_picture",
     "panels",
     "places_figure",
     "quality_figure",
