@@ -1,7 +1,23 @@
 """The command line: each command parses, makes one call, and shows. Results go to stdout, everything else to stderr."""
 
 from workbench import jobs
-from workbench.cli import calibrating, circuits, conflict, lists, long_map, mapping, measuring, needle, outputs, policy, reporting, sinks, successor, verifying
+from workbench.cli import (
+    calibrating,
+    circuits,
+    conflict,
+    lists,
+    long_map,
+    mapping,
+    measuring,
+    needle,
+    outputs,
+    policy,
+    publishing,
+    reporting,
+    sinks,
+    successor,
+    verifying,
+)
 from workbench.cli.app import app
 
 __all__ = [
@@ -17,6 +33,7 @@ __all__ = [
     "needle",
     "outputs",
     "policy",
+    "publishing",
     "reporting",
     "sinks",
     "successor",

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from workbench.cli import show
 from workbench.errors import InputError
+from workbench.sources import DEFAULT_MODEL
 
 
 class Commands(TyperGroup):
@@ -72,9 +73,9 @@ def numbers(text: str | None, kind: Callable[[str], Any], option: str) -> tuple 
 
 
 _WHERE, _TESTS = "Model", "Tests"
-ModelName = Annotated[
-    str, typer.Option("--model", "-m", help="A name of `workbench models`, a hub id, a local folder, or a GGUF file.", rich_help_panel=_WHERE)
-]
+_MODEL = "A name of `workbench models`, a hub id, a local folder, or a GGUF file."
+ModelName = Annotated[str, typer.Option("--model", "-m", help=_MODEL, rich_help_panel=_WHERE)]
+AnyModel = Annotated[str | None, typer.Option("--model", "-m", help=_MODEL, rich_help_panel=_WHERE, show_default=DEFAULT_MODEL)]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.", rich_help_panel=_WHERE)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=_WHERE)]
 Dtype = Annotated[str, typer.Option(help="auto (float32 on the CPU, else bfloat16), float32, bfloat16 or float16.", rich_help_panel=_WHERE)]

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from workbench.cli import show, summary
 from workbench.cli.app import (
+    AnyModel,
     Chunk,
     Depths,
     Device,
@@ -30,6 +32,7 @@ from workbench.cli.app import (
     app,
     numbers,
 )
+from workbench.cli.publishing import taken
 from workbench.errors import InputError, unknown
 from workbench.sources import DEFAULT_MODEL
 
@@ -45,7 +48,8 @@ LONG = 60
 @app.command()
 def label(
     *,
-    model: ModelName = DEFAULT_MODEL,
+    from_: Annotated[str | None, typer.Option("--from", help="Take labels that were published, owner/name on the hub, or a folder; nothing is scored.")] = None,
+    model: AnyModel = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The labels file; the heat map is written beside it.")] = Path("heads.json"),
     probe: Probes = None,
     preset: Preset = "quick",
@@ -70,10 +74,14 @@ def label(
 
     Example: `workbench label --model smollm2-135m --probe retrieval --probe induction --rule retrieval=0.2 --out heads.json`
     """
+    asked = dict(locals())
     from workbench import labels as labelling
     from workbench import views
     from workbench.rules import rules_with
 
+    if from_ is not None:
+        return taken(asked, {name: parameter.default for name, parameter in signature(label).parameters.items()})
+    model = model or DEFAULT_MODEL
     begin = time.perf_counter()
     rules = rules_with(rule or ())
     if out.suffix == ".html":
@@ -93,9 +101,8 @@ def label(
         files["heat_map"] = views.save_html(views.head_map(labels), out.with_suffix(".html"))
     seconds = time.perf_counter() - begin
     if as_json:
-        show.as_json(summary.as_data(scores, labels, files, seconds))
-    else:
-        summary.as_text(scores, labels, files, seconds)
+        return show.as_json(summary.as_data(scores, labels, files, seconds))
+    return summary.as_text(scores, labels, files, seconds)
 
 
 @app.command()
