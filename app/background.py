@@ -19,7 +19,7 @@ def start(label: str, arguments: Sequence[str], *, title: str, page: str, files:
     if not st.button(label, type="primary", key="start"):
         return None
     with told():
-        return jobs.ask(runs(), arguments, title=title, files=files, shown={"page": page})
+        return jobs.ask(runs(), arguments, title=title, files=files, shown={"page": page, "query": st.query_params.to_dict()})
     raise AssertionError
 
 
@@ -36,6 +36,11 @@ def addressed() -> jobs.Job | None:
     except InputError as error:
         st.warning(sentence(error))
         return None
+
+
+def forget() -> None:
+    """What a widget calls whose change asks another question than that of the job in the address."""
+    st.query_params.pop("job", None)
 
 
 def follow(job: jobs.Job) -> bool:

@@ -142,7 +142,7 @@ def test_a_test_is_started_followed_reloaded_and_shown(root):
     until(lambda: job.progress and job.progress.done == 1)
     again = opened(PAGE, ablate="2")  # a reload, or another user
     assert labelled(again) == ["Cancel"]
-    assert "Needle test of smollm2-135m without 2" in again.subheader[0].value
+    assert "Needle test: smollm2-135m without the 2 strongest by retrieval (zero), 200,400,800 tokens" in again.subheader[0].value
     assert "without the chosen heads: 1 of 4" in again.get("progress")[0].proto.text
     named = opened(PAGE, job=job.name)
     assert labelled(named) == ["Start", "Cancel"]  # it is of other settings than those of the page
@@ -153,7 +153,11 @@ def test_a_test_is_started_followed_reloaded_and_shown(root):
     assert len(maps(done)) == 2
     assert not done.button
     assert Recall.load(job.folder / "needle.csv").totals()["mean"].tolist() == [1, 0.25]
-    assert "0.25 without" in words(opened(PAGE, job=job.name))
+    named = opened(PAGE, job=job.name)
+    assert "0.25 without" in words(named)
+    named.number_input(key="seed").set_value(5).run()
+    assert "job" not in named.query_params
+    assert "45 tests" in words(named)
 
 
 @pytest.mark.usefixtures("stand_in")

@@ -80,7 +80,7 @@ def test_a_job_is_shown_cancelled_and_removed(root):
     assert "measuring: 3 of 4; about" in app.get("progress")[0].proto.text
     assert app.code[0].value == "workbench first"
     assert app.code[1].value == "something said"
-    assert labelled(app)[:3] == ["Cancel", "Open", "Remove"]
+    assert labelled(app)[:3] == ["Cancel", "Open its page", "Remove"]
     pressed(app, "Cancel")
     assert job.state == "cancelled"
     assert "This job was cancelled" in words(app)
@@ -99,7 +99,7 @@ def test_it_is_found_again_by_who_starts_afresh_and_its_files_can_be_had(root):
     assert list(app.dataframe[0].value["state"]) == ["failed", "done"]
     assert "This job is finished." in [message.value for message in app.success]
     assert "heads.json" in labelled(app)
-    assert "Open" not in labelled(app)
+    assert "Open its page" not in labelled(app)
     app = opened(PAGE, job=second.name)
     assert app.error[0].value == "This job ended with an error. The last it said: something said"
     assert "heads.json" not in labelled(app)

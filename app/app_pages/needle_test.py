@@ -1,10 +1,10 @@
 """Does the model still find a needle in a long text without some of its heads? Recall over length × depth, beside other heads of the same layers."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import downloads
 import streamlit as st
-from background import ALIVE, addressed, follow, placed, start
+from background import ALIVE, addressed, follow, forget, placed, start
 from chosen import BUNDLED, labels, model_name, runs, sentence, sketch, told
 
 from workbench import jobs, views
@@ -21,27 +21,25 @@ REPORT = BUNDLED.with_name("needle_ablation.csv")
 KINDS = {"zero": "write nothing", "mean": "write their mean on natural text", "uniform": "look everywhere alike while they answer"}
 JUDGED = {"new words": "recall", "all words": "word_recall"}
 MOST = 100
+BOUND: dict[str, Any] = {"bind": "query-params", "on_change": forget}
+"""How a setting stands in the address; another one asks another question."""
 
 
 def asked(found: HeadLabels) -> dict[str, str]:
     """What is to be measured, as options of `workbench needle`."""
     first, second, third = st.columns(3, gap="medium")
     with first:
-        ablate = st.text_input(
-            "Heads to take away", "10", key="ablate", bind="query-params", help="So many of the strongest, a label, or heads such as L17H3,L18H6."
-        )
+        ablate = st.text_input("Heads to take away", "10", key="ablate", **BOUND, help="So many of the strongest, a label, or heads such as L17H3,L18H6.")
         probes = list(found.scores)
-        probe = st.selectbox("Strongest by", probes, index=probes.index("retrieval") if "retrieval" in probes else 0, key="by", bind="query-params")
-        kind = st.selectbox(
-            "Taken away how", list(KINDS), key="kind", bind="query-params", help="; ".join(f"{name}: they {does}" for name, does in KINDS.items())
-        )
+        probe = st.selectbox("Strongest by", probes, index=probes.index("retrieval") if "retrieval" in probes else 0, key="by", **BOUND)
+        kind = st.selectbox("Taken away how", list(KINDS), key="kind", **BOUND, help="; ".join(f"{name}: they {does}" for name, does in KINDS.items()))
     with second:
-        lengths = st.text_input("Lengths, tokens", "200,400,800", key="lengths", bind="query-params")
-        depths = st.text_input("Depths, 0 (start) to 1 (end)", "0.1,0.5,0.9", key="depths", bind="query-params")
-        cell = st.number_input("Needles for each length and depth", 1, MOST, 2, key="needles", bind="query-params")
+        lengths = st.text_input("Lengths, tokens", "200,400,800", key="lengths", **BOUND)
+        depths = st.text_input("Depths, 0 (start) to 1 (end)", "0.1,0.5,0.9", key="depths", **BOUND)
+        cell = st.number_input("Needles for each length and depth", 1, MOST, 2, key="needles", **BOUND)
     with third:
-        draws = st.number_input("Draws of as many other heads", 0, MOST, 2, key="draws", bind="query-params")
-        seed = st.number_input("Seed of the tests", 0, value=1, key="seed", bind="query-params")
+        draws = st.number_input("Draws of as many other heads", 0, MOST, 2, key="draws", **BOUND)
+        seed = st.number_input("Seed of the tests", 0, value=1, key="seed", **BOUND)
     counts = {"per-cell": str(cell), "draws": str(draws), "seed": str(seed)}
     return {"ablate": ablate.strip(), "by": str(probe), "kind": str(kind), "lengths": lengths.strip(), "depths": depths.strip(), **counts}
 
@@ -74,9 +72,10 @@ def offer(found: HeadLabels, options: dict[str, str], label: str) -> None:
         return
     names = " ".join(map(str, heads))
     st.caption(f"{len(heads)} heads: {names if len(names) <= 120 else f'{names[:120]} …'}. It takes {cost.words}.")
-    title = f"Needle test of {found.card.name} without {options['ablate']} ({options['kind']}), {options['lengths']} tokens, seed {options['seed']}"
+    taken = f"the {len(heads)} strongest by {options['by']}" if options["ablate"].isdecimal() else options["ablate"]
+    title = f"{found.card.name} without {taken} ({options['kind']}), {options['lengths']} tokens"
     arguments, files = question(found, options)
-    if job := start(label, arguments, title=title, page=PAGE, files=files):
+    if job := start(label, arguments, title=f"Needle test: {title}", page=PAGE, files=files):
         st.query_params["job"] = job.name
         st.rerun()
 
@@ -131,7 +130,7 @@ if not found.scores:
 options = asked(found)
 place = st.container()
 mine = jobs.same(runs(), *question(found, options))
-job = mine or addressed()
+job = addressed() or mine
 if job is None:
     report(found, options["kind"])
 else:

@@ -57,8 +57,8 @@ def one_job(job: jobs.Job) -> None:
     st.code(job.command, language="sh", wrap_lines=True)
     left, middle, _ = st.columns([1, 1, 3])
     page = asked["shown"].get("page")
-    if page and page != PAGE and left.button("Open", key="open", width="stretch"):
-        st.switch_page(page, query_params={"job": job.name})
+    if page and page != PAGE and left.button("Open its page", key="open", width="stretch"):
+        st.switch_page(page, query_params={**asked["shown"].get("query", {}), "job": job.name})
     if middle.button("Remove", key="remove", width="stretch", help="Deletes the job and its files; a job that runs is cancelled first. The runs below stay."):
         job.remove()
         st.rerun()
@@ -66,8 +66,9 @@ def one_job(job: jobs.Job) -> None:
         with st.expander("Log", expanded=job.state == "failed"):
             st.code(said, language=None, wrap_lines=True)
     if job.state == "done":
+        files = st.container(horizontal=True)
         for path in job.results:
-            st.download_button(path.name, path.read_bytes, path.name, on_click="ignore", key=path.name)
+            files.download_button(path.name, path.read_bytes, path.name, on_click="ignore", key=path.name)
     with st.expander("What made it"):
         st.json({name: asked[name] for name in ("versions", "files") if name in asked})
 
