@@ -83,11 +83,18 @@ def file_name() -> str:
 
 def beside(name: str) -> bytes | None:
     """A file that lies beside the labels which the dashboard was started with, if those are of the model that is shown; None if there is none."""
+    path = path_beside(name)
+    return path.read_bytes() if path is not None and path.is_file() else None
+
+
+def path_beside(name: str) -> Path | None:
+    """The same as a path, of a folder too."""
     try:
         parsed(_default().read_bytes(), str(_default())).check_model(labels().card)
-        return _default().with_name(name).read_bytes()
     except (OSError, InputError):
         return None
+    path = _default().with_name(name)
+    return path if path.exists() else None
 
 
 def head_of(text: str, found: HeadLabels) -> Head:

@@ -14,6 +14,7 @@ pages = [
     st.Page("app_pages/sinks.py", title="Sinks and calibration"),
     st.Page("app_pages/successor.py", title="Successor heads"),
     st.Page("app_pages/circuits.py", title="Circuits"),
+    st.Page("app_pages/efficient.py", title="Efficient attention"),
     st.Page("app_pages/runs.py", title="Runs"),
 ]
 page = st.navigation(pages, position="top")

@@ -1,7 +1,7 @@
 """How are the KV heads that stay full chosen? By labels, by a budget, by a quantile of scores, or by controls that know nothing."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -111,6 +111,19 @@ def kv_scores(labels: HeadLabels, by: str | None = None, reduction: str = "max",
         raise unknown("probe among the labels", missing[0], labels.scores)
     parts = [labels.card.shape.to_kv(labels.scores[name], reduction) for name in names]
     return np.sum([_rank(part) for part in parts] if combine == "ranks" else parts, axis=0)
+
+
+def with_scores(labels: HeadLabels, others: Mapping[str, HeadLabels]) -> HeadLabels:
+    """Labels with the scores of other labels beside their own; `others` by where they come from.
+
+    Raises `InputError` for those of another model, and for a score that is there already.
+    """
+    for name, other in others.items():
+        other.check_model(labels.card)
+        if twice := sorted(set(other.scores) & set(labels.scores)):
+            raise InputError(f"{name}: there are scores {twice[0]} already")
+        labels = replace(labels, scores={**labels.scores, **other.scores})
+    return labels
 
 
 def _rank(score_LG: np.ndarray) -> np.ndarray:

@@ -4,12 +4,14 @@ A decision is made per KV head, as the query heads of a group share its keys and
 `sinks` tokens and the last `window`, its own among them.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool
 
 from workbench.errors import InputError, unknown
@@ -22,6 +24,12 @@ SEMANTICS = {
     "chunk": "while a chunk of the prompt is read, streaming heads see sinks, the window before the chunk, and all of the chunk (DuoAttention)",
 }
 """What a streaming head sees when. They differ in accuracy and in speed, so that a result says which it was."""
+
+FULL = "full"
+"""The label and the score that a policy gives to the query heads of its full KV heads, for tools that know no policies."""
+
+ENDLESS = 2**40
+"""A context of so many tokens stands for one without an end."""
 
 SINKS, WINDOW = 64, 256
 """DuoAttention's sizes at run time (arXiv 2410.10819); it trained its gates with 128 and 256."""
@@ -97,6 +105,31 @@ class HeadPolicy:
     def share(self, length: int) -> float:
         """KV bytes at `length` tokens as a share of those with every head full."""
         return self.kv_bytes(length) / replace(self, full_LG=np.ones_like(self.full_LG)).kv_bytes(length)
+
+    def memory(self, lengths: Sequence[int], dtype_bytes: int = 2, batch: int = 1) -> pd.DataFrame:
+        """Bytes of keys and values at each length: `tokens`; `full`, every head full; `policy`; `streaming`, every head streaming; `share`, policy / full."""
+        ways = {"full": replace(self, full_LG=np.ones_like(self.full_LG)), "policy": self, "streaming": replace(self, full_LG=np.zeros_like(self.full_LG))}
+        table = pd.DataFrame({"tokens": list(lengths)})
+        for name, way in ways.items():
+            table[name] = [way.kv_bytes(length, dtype_bytes, batch) for length in lengths]
+        return table.assign(share=table["policy"] / table["full"])
+
+    def longest(self, room: float, dtype_bytes: int = 2, batch: int = 1) -> int | None:
+        """The most tokens whose keys and values fit into so many bytes; None if there is no end to it, as every head streams."""
+        if self.kv_bytes(ENDLESS, dtype_bytes, batch) <= room:
+            return None
+        return max(0, bisect_right(range(ENDLESS), room, key=lambda length: self.kv_bytes(length, dtype_bytes, batch)) - 1)
+
+    def labelled(self, labels: HeadLabels) -> HeadLabels:
+        """The labels with the policy, so that other tools' formats can hold it: the label `full` and the score `full` (1 or 0) of each query head.
+
+        Raises `InputError` for labels of another model.
+        """
+        self.check_model(labels.card)
+        full_LH = labels.card.shape.to_query(self.full_LG)
+        kept = {head: tuple(name for name in names if name != FULL) for head, names in labels.labels.items()}
+        named = {head: (*names, FULL) if full_LH[head.layer, head.index] else names for head, names in kept.items()}
+        return replace(labels, labels=named, scores={**labels.scores, FULL: full_LH.astype(float)}, policy=self.to_json())
 
     def check_model(self, card: ModelCard) -> None:
         """Raise `InputError` unless the policy was made for this very model."""

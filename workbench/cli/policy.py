@@ -104,17 +104,10 @@ def _refuse(
 
 def with_scores(labels: "HeadLabels", files: list[Path] | None) -> "HeadLabels":
     """Labels with the scores of other labels files beside their own. Raises `InputError` for files of another model, and for a score that is there already."""
-    from dataclasses import replace
-
+    from workbench import choosing
     from workbench.labels import HeadLabels
 
-    for file in files or ():
-        other = HeadLabels.load(file)
-        other.check_model(labels.card)
-        if twice := sorted(set(other.scores) & set(labels.scores)):
-            raise InputError(f"{file}: there are scores {twice[0]} already")
-        labels = replace(labels, scores={**labels.scores, **other.scores})
-    return labels
+    return choosing.with_scores(labels, {str(file): HeadLabels.load(file) for file in files or ()})
 
 
 def given_sizes(sinks: int | None, window: int | None, semantics: str | None, compensation: bool | None) -> dict[str, Any]:

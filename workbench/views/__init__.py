@@ -9,7 +9,8 @@ from workbench.views.heads import Panel, head_map, panel, panel_picture, panels,
 from workbench.views.long_map import MARKS, block_canvas
 from workbench.views.one_head import adds_figure, following_figure, head_table, lost_figure
 from workbench.views.page import evidence_lines, evidence_text, save_html
-from workbench.views.quality import quality_figure
+from workbench.views.policy import bytes_text, memory_figure, policy_figure, speed_figure
+from workbench.views.quality import PANELS, quality_figure, quality_panel
 from workbench.views.recall import recall_figure, recall_map, recall_totals
 from workbench.views.scores import agreement_figure, distribution_figure, pair_figure
 from workbench.views.sinks import places_figure, sink_probes, sinks_panel
@@ -18,6 +19,7 @@ from workbench.views.successor import Standing, class_figure, class_table, resid
 __all__ = [
     "ACT_VARIANTS",
     "MARKS",
+    "PANELS",
     "TABLES",
     "Panel",
     "Standing",
@@ -25,6 +27,7 @@ __all__ = [
     "agreement_figure",
     "attention_figure",
     "block_canvas",
+    "bytes_text",
     "camera",
     "check_ending",
     "class_figure",
@@ -44,12 +47,15 @@ __all__ = [
     "held_out_figure",
     "held_out_text",
     "lost_figure",
+    "memory_figure",
     "pair_figure",
     "panel",
     "panel_picture",
     "panels",
     "places_figure",
+    "policy_figure",
     "quality_figure",
+    "quality_panel",
     "recall_figure",
     "recall_map",
     "recall_totals",
@@ -62,6 +68,7 @@ __all__ = [
     "signed_canvas",
     "sink_probes",
     "sinks_panel",
+    "speed_figure",
     "standing",
     "table_bytes",
     "text_map",
