@@ -48,7 +48,7 @@ def test_every_view_is_an_address(view):
 def test_every_format_can_be_downloaded(name):
     app = opened(view="Export", format=name)
     assert app.selectbox(key="format").value == name
-    assert [button.label for button in app.download_button] == [f"Download {name}"]
+    assert [button.label for button in app.download_button if button.label.startswith("Download")] == [f"Download {name}"]
     assert FORMATS[name].loss in words(app)
 
 

@@ -1,7 +1,9 @@
 """Which heads are of which kind? The map of any probe, its distribution, probes against each other, the table, files."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
+import downloads
 import streamlit as st
 from chosen import file_name, labels, scores
 from exporting import export
@@ -27,7 +29,7 @@ def distribution(found: HeadLabels, probe: str) -> None:
     """The scores of all heads, and what the file tells of threshold and null."""
     behind = scores()
     null_LH = None if behind is None else behind.matrix(probe, "null")
-    st.plotly_chart(views.distribution_figure(found, probe, null_LH), alt=f"Histogram of the {probe} scores of all heads")
+    downloads.chart(views.distribution_figure(found, probe, null_LH), f"{probe}-distribution", f"Histogram of the {probe} scores of all heads")
     rules = [rule for rule in found.rules.values() if rule.probe == probe]
     for rule in rules:
         st.caption(f"**{rule.label}**: {rule_text(rule)}, and above the head's own null ({rule.chance}). Source: {rule.source}.")
@@ -44,7 +46,7 @@ def two_probes(found: HeadLabels, probe: str) -> None:
         st.info(ALONE)
         return
     other = st.selectbox("Against", others, key="other", bind="query-params")
-    st.plotly_chart(views.pair_figure(found, probe, other), alt=f"Scatter plot of {probe} against {other}")
+    downloads.chart(views.pair_figure(found, probe, other), f"{probe}-{other}", f"Scatter plot of {probe} against {other}")
 
 
 def agreeing(found: HeadLabels, _probe: str) -> None:
@@ -52,7 +54,8 @@ def agreeing(found: HeadLabels, _probe: str) -> None:
     if len(found.scores) < 2:
         st.info(ALONE)
         return
-    st.plotly_chart(views.agreement_figure(_agreement(dict(found.scores))), alt="Matrix of rank correlations between probes")
+    rows = _agreement(dict(found.scores))
+    downloads.chart(views.agreement_figure(rows), "agreement", "Matrix of rank correlations between probes", rows)
     st.caption("Spearman's rank correlation of the scores of all heads; hovering tells how many of the ten strongest heads two probes share.")
 
 
@@ -67,7 +70,7 @@ def table(found: HeadLabels, probe: str) -> None:
     st.caption("A click on a heading sorts; choosing a row opens the head.")
     if picked := chosen.selection.rows:
         st.switch_page(ONE_HEAD, query_params={"head": rows["head"][picked[0]]})
-    st.download_button("Table as CSV", rows.to_csv(index=False), f"{found.card.name}-heads.csv", "text/csv", on_click="ignore")
+    downloads.table(rows, f"{found.card.name}-heads")
 
 
 def beside(found: HeadLabels, probe: str) -> None:
@@ -107,6 +110,8 @@ with left:
     picked = head_map(views.head_canvas(found, shown), key="map")
     if picked:
         st.switch_page(ONE_HEAD, query_params={"head": picked})
+    drawn, page = partial(views.panel_picture, found, shown), partial(views.head_map, found, probe)
+    downloads.files(f"{found.card.name}-{probe}", {".svg": lambda: drawn().encode(), ".html": lambda: views.figure_bytes(page())})
 with right:
     view = st.segmented_control("View", VIEWS, default=VIEWS[0], required=True, key="view", bind="query-params", label_visibility="collapsed", wrap=True)
     SHOWN[view](found, probe)

@@ -13,7 +13,7 @@ from workbench.results.of_circuits import caveats_of_circuit
 from workbench.results.of_scores import caveats_of_labels, caveats_of_scores
 from workbench.rules import rule_text
 from workbench.scores import HeadScores
-from workbench.views.heads import panel
+from workbench.views.heads import panel, panel_picture
 from workbench.views.report.circuits import effect_matrix
 from workbench.views.report.parts import cell
 from workbench.views.svg import map_picture
@@ -46,8 +46,7 @@ def _labels(labels: HeadLabels) -> str:
     shown = panel(labels) if labels.scores or rows else None
     picture = ""
     if shown is not None:
-        told = {head: f"{head}: {', '.join(labels.labels[head])}" for head in shown.marked}
-        picture = _picture(map_picture(shown.score_LH, told, "labelled" if shown.meaning else "", f"Map of {shown.title}"), shown.title)
+        picture = _picture(panel_picture(labels, shown), shown.title)
     said = caveats_of_labels(labels, None, "labels")
     return _page("Head labels", labels.card, _table(("label", "heads", "rule", "strongest"), rows), picture, said, labels.provenance)
 
@@ -107,7 +106,8 @@ def _page(title: str, card: ModelCard, tables: str, picture: str, caveats: Itera
     items = "".join(f"<li><b>{LEVELS[caveat.level]}.</b> {html.escape(caveat.text)}</li>" for caveat in every)
     count = f"{len(every)} caveat{'' if len(every) == 1 else 's'}"
     told = f"<details><summary>{count}</summary><ul>{items}</ul></details>" if every else ""
-    return f'{heading}<div style="{STYLE}"><div style="overflow-x:auto;max-width:100%">{tables}</div>{picture}</div>{told}<div style="font-size:12px;opacity:.75">{html.escape(made)}</div>'
+    middle = f'<div style="{STYLE}"><div style="overflow-x:auto;max-width:100%">{tables}</div>{picture}</div>'
+    return f'{heading}{middle}{told}<div style="font-size:12px;opacity:.75">{html.escape(made)}</div>'
 
 
 def _picture(svg: str, title: str) -> str:

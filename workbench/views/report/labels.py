@@ -17,10 +17,10 @@ from workbench.results.standing import backed, standing, standing_in_short
 from workbench.rules import rule_text
 from workbench.scores import HeadScores
 from workbench.views.canvas import head_canvas
-from workbench.views.heads import Panel, panels, text_map
+from workbench.views.heads import Panel, panel_picture, panels, text_map
 from workbench.views.page import evidence_text
 from workbench.views.report.parts import Block, Card, Picture, Section, Table
-from workbench.views.svg import Dot, distribution_picture, intervals_picture, map_picture
+from workbench.views.svg import Dot, distribution_picture, intervals_picture
 
 STRONGEST = 10
 MOST_CARDS = 40
@@ -110,15 +110,8 @@ def _evidence(facts: Mapping[str, Any] | None) -> str:
 
 
 def _map(labels: HeadLabels, shown: Panel, prefix: str) -> Picture:
-    told = {head: f"{head}: {shown.score_LH[head.layer, head.index]:.3f}; {', '.join(labels.labels[head])}" for head in shown.marked}
-    alt = f"Layer by head map of the {shown.title} scores of {labels.card.name}; {len(shown.marked)} heads are marked"
-    svg = map_picture(shown.score_LH, told, "labelled" if shown.meaning else "", alt)
-    return Picture(
-        f"{prefix}map_{shown.title}",
-        svg,
-        "Score of every head" + ("; ringed are the labelled ones." if shown.meaning else "."),
-        partial(head_canvas, labels, shown),
-    )
+    caption = "Score of every head" + ("; ringed are the labelled ones." if shown.meaning else ".")
+    return Picture(f"{prefix}map_{shown.title}", panel_picture(labels, shown), caption, partial(head_canvas, labels, shown))
 
 
 def _distribution(labels: HeadLabels, shown: Panel, scores: HeadScores | None, prefix: str) -> Picture | None:

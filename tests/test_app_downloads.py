@@ -1,0 +1,92 @@
+"""Can what a page shows be taken home, as picture, page and table, with nothing lost and nothing made before it is asked for?"""
+
+import io
+
+import pandas as pd
+import pytest
+
+pytest.importorskip("streamlit", reason="streamlit is not installed: pip install -e '.[app]'")
+
+import chosen
+from dashboard import opened
+
+from workbench import views
+from workbench.labels import HeadLabels
+
+pytestmark = pytest.mark.usefixtures("nothing_is_remembered")
+
+
+def saved(app):
+    """The names of the files that a page offers."""
+    return {button.label for button in app.download_button}
+
+
+def page_of_a_chart(ending):
+    """A page with one figure and its numbers, and what its downloads give when they are asked for."""
+    import downloads
+    import pandas as pd
+    import plotly.graph_objects as go
+    import streamlit as st
+
+    asked = {}
+    real = st.download_button
+    st.download_button = lambda label, content, *rest, **how: asked.update({label: content}) or real(label, content, *rest, **how)
+    try:
+        figure = go.Figure(go.Bar(x=[1, 2], y=[3, 4]))
+        downloads.chart(figure, "bars", "Two bars", pd.DataFrame({"x": [1, 2], "y": [3.5, 4.5]}))
+    finally:
+        st.download_button = real
+    st.session_state["given"] = {label: content() for label, content in asked.items() if label.endswith(ending)}
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet", ".html"])
+def test_a_figure_and_its_numbers_come_as_files(ending):
+    from streamlit.testing.v1 import AppTest
+
+    app = AppTest.from_function(page_of_a_chart, kwargs={"ending": ending}, default_timeout=60).run()
+    assert not app.exception
+    assert saved(app) == {"bars.html", "bars.csv", "bars.parquet"}
+    ((label, content),) = app.session_state["given"].items()
+    assert label == f"bars{ending}"
+    if ending == ".html":
+        assert content.startswith(b"<!DOCTYPE html>")
+        return
+    read = pd.read_csv if ending == ".csv" else pd.read_parquet
+    pd.testing.assert_frame_equal(read(io.BytesIO(content)), pd.DataFrame({"x": [1, 2], "y": [3.5, 4.5]}))
+
+
+def test_the_camera_saves_what_is_chosen():
+    from streamlit.testing.v1 import AppTest
+
+    app = AppTest.from_function(page_of_a_chart, kwargs={"ending": "none"}, default_timeout=60).run()
+    assert '"format": "png"' in app.get("plotly_chart")[0].proto.config
+    app.segmented_control(key="save-bars").set_value("SVG").run()
+    assert '"format": "svg"' in app.get("plotly_chart")[0].proto.config
+    assert '"filename": "bars"' in app.get("plotly_chart")[0].proto.config
+
+
+@pytest.mark.parametrize(
+    ("view", "names"),
+    [
+        ("Distribution", {"induction-distribution.html"}),
+        ("Agreement", {"agreement.html", "agreement.csv", "agreement.parquet"}),
+        ("Table", {"smollm2-135m-heads.csv", "smollm2-135m-heads.parquet"}),
+    ],
+)
+def test_every_view_of_the_heads_can_be_taken_home(view, names):
+    assert saved(opened(probe="induction", view=view)) == {"smollm2-135m-induction.svg", "smollm2-135m-induction.html", *names}
+
+
+def test_nothing_is_made_before_it_is_asked_for(monkeypatch):
+    for name in ("figure_bytes", "table_bytes", "panel_picture"):
+        monkeypatch.setattr(views, name, lambda *_: pytest.fail("a file was made"))
+    for view in ("Distribution", "Table", "Agreement"):
+        assert not opened(view=view).error
+
+
+def test_the_map_is_drawn_with_the_labelled_heads():
+    labels = HeadLabels.load(chosen.BUNDLED)
+    shown = views.panel(labels, "induction")
+    svg = views.panel_picture(labels, shown)
+    assert svg.count("<title>") == len(labels.heads("induction"))
+    assert all(f"<title>{head}: {labels.scores['induction'][head.layer, head.index]:.3f}; " in svg for head in labels.heads("induction"))
