@@ -10,7 +10,7 @@ APP_STAMP := .venv/.installed-app
 DEV_STAMP := .venv/.installed-dev
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: help install demo app test check mutants clean
+.PHONY: help install demo app test check docs mutants clean
 
 help:
 	@echo "make demo      install, then label the heads of $(MODEL): writes heads.json and heads.html"
@@ -18,6 +18,7 @@ help:
 	@echo "make test      install, then every check and every test"
 	@echo "make install   .venv with the package, its tests and its tools"
 	@echo "make check     format, lint, types, layers, dead code and the fast tests"
+	@echo "make docs      the docs site in site/; open site/index.html"
 	@echo "make mutants   mutation testing over the modules that measure"
 	@echo "make clean     remove what was made here; the cache of models stays"
 	@echo "Another interpreter: make PYTHON=python3.12 ..."
@@ -36,11 +37,14 @@ test: $(DEV_STAMP)
 check: $(DEV_STAMP)
 	@scripts/check --fast
 
+docs: $(DEV_STAMP)
+	@scripts/check --docs
+
 mutants: $(DEV_STAMP)
 	@$(BIN)/python scripts/mutants
 
 clean:
-	rm -rf .venv build dist *.egg-info heads.json heads.html .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info heads.json heads.html .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

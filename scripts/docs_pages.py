@@ -1,7 +1,7 @@
 """Which pages of the docs site are made, and when? A hook of mkdocs: generated pages join those of `docs/`, and markers in these are replaced.
 
-A marker is a line of its own: `<!-- probe: NAME -->`, `<!-- about: DOTTED.NAME -->`, `<!-- meanings: DOTTED.NAME -->` or `<!-- readme: HEADING -->`.
-What it names must be there, or the build fails. Everything is made while the site is built, from the code as it is.
+A marker is a line of its own: `<!-- probe: NAME -->`, `<!-- about: DOTTED.NAME -->`, `<!-- meanings: DOTTED.NAME -->`, `<!-- readme: HEADING -->` or
+`<!-- table: NAME -->`, a table of the README. What it names must be there, or the build fails. Everything is made from the code as it is.
 """
 
 import inspect
@@ -15,12 +15,12 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from pages import commands, from_root, modules, probes, registries, schemas
-from pages.markdown import ROOT, code, found, link, table
+from pages.markdown import ROOT, code, found, link, readme, table
 
 from workbench.probes import PROBES
 
 DOCS = ROOT / "docs"
-MARKER = re.compile(r"^<!-- (probe|about|meanings|readme): (.+) -->$", re.MULTILINE)
+MARKER = re.compile(r"^<!-- (probe|about|meanings|readme|table): (.+) -->$", re.MULTILINE)
 
 GENERATED: Mapping[str, Callable[[], str]] = {
     "reference/cli.md": commands.reference,
@@ -39,26 +39,28 @@ GENERATED: Mapping[str, Callable[[], str]] = {
 """The pages that registries and files make, by their path in the site."""
 
 
-def about(path: str) -> str:
+def about(path: str, level: int) -> str:
     """A section with all that the docstring of a class or function says."""
     one = found(path)
-    return f"### {code(one.__name__)} {{ #about-{one.__name__.lower()} }}\n\n{inspect.getdoc(one)}\n\n{link(one, path)}"
+    return f"{'#' * level} {code(one.__name__)} {{ #about-{one.__name__.lower()} }}\n\n{inspect.getdoc(one)}\n\n{link(one, path)}"
 
 
 def meanings(path: str) -> str:
-    """A table of names and what they mean, from a mapping of the package."""
-    return table(("", ""), [(code(name), words if isinstance(words, str) else words[-1]) for name, words in found(path).items()])
+    """A table of names and what they mean, from a mapping of the package to texts, or to tuples that hold one."""
+    texts = {name: words if isinstance(words, str) else next(part for part in words if isinstance(part, str)) for name, words in found(path).items()}
+    return table(("", ""), [(code(name), text) for name, text in texts.items()])
 
 
 def expanded(text: str, page: str) -> str:
     """A text with its markers replaced, for a page of the site. Raises `ValueError` where one names what is not there."""
-    make: Mapping[str, Callable[[str], str]] = {
-        "probe": lambda name: probes.section(PROBES[name]),
+    make: Mapping[str, Callable[[str, int], str]] = {
+        "probe": lambda name, level: probes.section(PROBES[name], level),
         "about": about,
-        "meanings": meanings,
-        "readme": lambda heading: from_root.section(heading, page),
+        "meanings": lambda path, _: meanings(path),
+        "readme": lambda heading, _: from_root.section(heading, page),
+        "table": lambda name, _: readme().TABLES[name](),
     }
-    return MARKER.sub(lambda marker: make[marker[1]](marker[2]), text)
+    return MARKER.sub(lambda marker: make[marker[1]](marker[2], 3 if "\n## " in text[: marker.start()] else 2), text)
 
 
 def left_over() -> list[str]:

@@ -35,7 +35,7 @@ def section(words: str, command: Any) -> str:
     panels: dict[str, list[Any]] = {}
     for one in command.params:
         panels.setdefault("Arguments" if one.param_type_name == "argument" else one.rich_help_panel or "Options", []).append(one)
-    ordered = sorted(panels, key=lambda panel: panel != "Arguments")
+    ordered = sorted(panels, key=lambda panel: (panel != "Arguments", panel != "Options"))
     return "\n\n".join([*parts, *(table((panel.lower(), "", "default"), [_line(one) for one in panels[panel]]) for panel in ordered)])
 
 

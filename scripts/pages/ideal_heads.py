@@ -71,6 +71,7 @@ def drawing(probe: Probe) -> str:
     ]
     picture = f'<svg viewBox="0 0 {size} {size}" width="{size}" height="{size}" role="img" aria-label="Pattern of the ideal head of {probe.name}">'
     caption = (
-        f"The ideal head, which scores 1, on {words}. Rows are queries from top to bottom, columns keys from left to right; the darker, the more attention."
+        f"The ideal head, which scores 1, on {words}. Rows are queries from top to bottom, columns keys from left to right; "
+        "the stronger the colour, the more attention."
     )
     return f'<figure class="ideal" markdown="0">{picture}{"".join([*half, *cells])}</svg><figcaption>{caption}</figcaption></figure>'

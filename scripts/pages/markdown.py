@@ -60,12 +60,14 @@ def source(function: Callable[..., Any]) -> str:
     return "\n".join(lines)
 
 
-def written(value: Any) -> str:
-    """A dataclass as the call that makes it, its defaults left out: `Mass(at='previous')`."""
+def written(value: Any, defaults: bool = False) -> str:
+    """A dataclass as the call that makes it: `Mass(at='previous')`; with `defaults`, also with the fields that have theirs, unless that is None."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return repr(value)
-    changed = [field for field in dataclasses.fields(value) if field.init and getattr(value, field.name) != default(field)]
-    return f"{type(value).__name__}({', '.join(f'{field.name}={written(getattr(value, field.name))}' for field in changed)})"
+    every = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+    usual = {field.name: default(field) for field in dataclasses.fields(value)}
+    told = {name: one for name, one in every.items() if (one is not None if defaults else one != usual[name])}
+    return f"{type(value).__name__}({', '.join(f'{name}={written(one)}' for name, one in told.items())})"
 
 
 def default(field: dataclasses.Field) -> Any:

@@ -30,24 +30,21 @@ def rules_of(probe: Probe) -> list[Rule]:
     return [rule for rule in RULES.values() if rule.probe == probe.name]
 
 
-def section(probe: Probe) -> str:
-    """All about a probe, under a heading of the third level."""
+def section(probe: Probe, level: int = 2) -> str:
+    """All about a probe, under a heading of that level."""
     facts = [
         ("what is scored", "the weights, without any prompt" if probe.evidence == "weights" else "attention to prompts"),
         ("range", range_of(probe)),
         ("null", probe.null),
-        *(
-            (f"label {code(rule.label)}", f"{rule_text(rule)}, and above the head's own null. {rule.source}. A random head: {rule.chance}")
-            for rule in rules_of(probe)
-        ),
+        *(fact for rule in rules_of(probe) for fact in _facts(rule)),
         *([] if rules_of(probe) else [("label", "none: no rule labels heads by this score")]),
-        *((f"prompts, {preset}", _linked(probe.recipe(preset))) for preset in PRESETS if probe.recipes),
+        *((f"prompts, {preset}", _linked(probe.recipe(preset), defaults=True)) for preset in PRESETS if probe.recipes),
         *([("reads", ", ".join(_linked(read) for read in probe.reads))] if probe.reads else []),
         ("source", probe.citation),
         *([("its ideal head scores a half or more on", ", ".join(named(name) for name in probe.also))] if probe.also else []),
     ]
     parts = [
-        f"### {code(probe.name)} {{ #probe-{probe.name} }}",
+        f"{'#' * level} {code(probe.name)} {{ #probe-{probe.name} }}",
         f"**{probe.question}**",
         after_first_line(probe.about),
         drawing(probe),
@@ -57,9 +54,17 @@ def section(probe: Probe) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _linked(value: object) -> str:
+def _facts(rule: Rule) -> list[tuple[str, str]]:
+    return [
+        (f"label {code(rule.label)}", f"{rule_text(rule)}, and above the head's own null"),
+        ("source of the rule", rule.source),
+        ("what a random head gets", rule.chance),
+    ]
+
+
+def _linked(value: object, *, defaults: bool = False) -> str:
     """A read or a recipe as the call that makes it, with a link to what it is."""
-    return link(type(value), written(value))
+    return link(type(value), written(value, defaults))
 
 
 def _indented(text: str) -> str:
