@@ -119,7 +119,8 @@ def published(side: str) -> None:
         st.dataframe(rows, hide_index=True, column_config=numbers, placeholder="–")
         st.caption(
             "memory, context, other: shares of answers to conflicts kept out of the search; clean: closed-book queries answered rightly; random: as many heads "
-            "of the same layers; gradient: heads that first-order effects rank first; instruction and contrastive prune nothing."
+            "of the same layers; gradient: heads that first-order effects rank first; instruction and contrastive prune nothing. Intervals are 95%, "
+            "from the lowest end of a seed's to the highest."
         )
         table(rows, "steered")
 

@@ -10,6 +10,7 @@ pytest.importorskip("streamlit", reason="streamlit is not installed: pip install
 
 import chosen
 from dashboard import opened, words
+from test_circuit_questions import raw
 from test_ph3 import READS, REMEMBERS, clashes, toy
 
 from workbench.circuits.circuit import Circuit
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.usefixtures("nothing_is_remembered")
 PAGE = "app_pages/circuits.py"
 REPORTS = chosen.BUNDLED.parent
 BUNDLED = REPORTS / "circuit_ioi.json"
+ALL_HEADS = f"{len(Circuit.load(BUNDLED).heads)} heads for"
 on_compiled = pytest.mark.usefixtures("nothing_is_remembered", "compiled")
 on_two_answers = pytest.mark.usefixtures("nothing_is_remembered", "two_answers")
 
@@ -65,7 +67,7 @@ def test_it_opens_on_the_bundled_circuit_without_loading_a_model(monkeypatch):
     monkeypatch.setattr("workbench.models.load", lambda name: pytest.fail("a model was loaded"))
     app, circuit = shown(), Circuit.load(BUNDLED)
     assert app.title[0].value == "Circuits"
-    assert "38 heads for" in words(app)
+    assert ALL_HEADS in words(app)
     faithful, heads = (frame.value for frame in app.dataframe)
     assert set(faithful.columns) == {"measure", "resample", "mean", "zero"}
     assert faithful.set_index("measure").loc["faithfulness", "resample"] == pytest.approx(circuit.faithfulness["faithfulness"][0])
@@ -97,7 +99,7 @@ def test_an_upload_is_shown_and_what_is_no_circuit_is_a_sentence(tmp_path):
     app.file_uploader(key="circuit_file").upload("bad.json", json.dumps(data | {"heads": ["L99H0"]}).encode()).run()
     (error,) = app.error
     assert error.value.startswith("bad.json: not a complete circuit")
-    assert "38 heads for" in words(app)  # the one beside the labels is shown again
+    assert ALL_HEADS in words(app)  # the one beside the labels is shown again
 
 
 def test_a_circuit_of_another_model_is_shown_but_opens_no_head(tmp_path, monkeypatch):
@@ -107,19 +109,26 @@ def test_a_circuit_of_another_model_is_shown_but_opens_no_head(tmp_path, monkeyp
     assert "No circuit of mine lies beside the labels" in words(app)
     app.file_uploader(key="circuit_file").upload("ioi.json", BUNDLED.read_bytes()).run()
     assert not app.exception
-    assert "38 heads for" in words(app)
+    assert ALL_HEADS in words(app)
     for panel, said in (("Methods", "No circuits_ioi.csv of mine"), ("Memory or context", "Nothing is computed yet")):
         assert said in words(shown(panel))
+
+
+def mean_of(path, name, **equal):
+    return np.mean([float(row[name]) for row in raw(path, **equal)])
 
 
 def test_methods_have_the_numbers_of_the_reports():
     app = shown("Methods")
     recovery, areas = (frame.value.set_index("method") for frame in app.dataframe)
-    assert recovery.loc["patching", "auroc"] == 1
-    assert recovery.loc["norm", "auroc"] == pytest.approx(0.05, abs=0.005)
-    assert areas.loc["ig-inputs", "cmd"] == pytest.approx(0.070, abs=0.0005)
+    truth = REPORTS.parent / "compiled_ioi" / "methods.csv"
+    for method in ("patching", "norm"):
+        assert recovery.loc[method, "auroc"] == pytest.approx(mean_of(truth, "auroc", what="heads", beta="5", leak="0.0", method=method))
+    cmd = mean_of(REPORTS / "circuits_ioi.csv", "value", part="head curve", method="ig-inputs", measure="cmd")
+    assert areas.loc["ig-inputs", "cmd"] == pytest.approx(cmd)
     app = shown("Methods", what="edges", model_edges="β = 20, leak 0")
-    assert app.dataframe[0].value.set_index("method").loc["EAP", "average_precision"] == pytest.approx(0.693, abs=0.0005)
+    precision = mean_of(truth, "average_precision", what="edges", beta="20", leak="0.0", method="EAP")
+    assert app.dataframe[0].value.set_index("method").loc["EAP", "average_precision"] == pytest.approx(precision)
     assert app.selectbox(key="model_edges").value == "β = 20, leak 0"
 
 
@@ -210,5 +219,5 @@ def test_the_file_of_ph3_is_shown_without_a_model():
     app = shown("Memory or context", k_memory="2", prune="memory")
     assert "Pruned: L23H4, L24H4." in words(app)
     (rows,) = (frame.value.set_index("way") for frame in app.dataframe)
-    assert rows.loc["pruned", "context"] == pytest.approx(0.828, abs=0.0005)
+    assert rows.loc["pruned", "context"] == pytest.approx(mean_of(REPORTS / "ph3.csv", "context", steer="context", way="pruned"))
     assert "Pruned: L23H1, L23H0, L23H7." in words(shown("Memory or context", prune="context"))  # as many as the file labels

@@ -1,5 +1,6 @@
 """Do the numbers behind the page Circuits hold: patching asked as data, codes beside controls, methods summed up, memory and context heads, and pruning?"""
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,12 @@ from workbench.tiny import random_model
 REPORTS = Path(__file__).resolve().parent.parent / "reports"
 DIRECT = {MOVERS[0]: -4.0, MOVERS[1]: -3.0, NEGATIVE: 2.0, BACKUP: 0.0}
 """What is lost at the logits when a head's direct path is replaced, where attention is hard: what it writes, its gain."""
+
+
+def raw(path, **equal):
+    """The rows of a CSV file that have these values."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [row for row in csv.DictReader(file) if all(row[name] == value for name, value in equal.items())]
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +119,7 @@ def test_recovery_is_the_mean_over_seeds():
     methods = compared.parse(path.read_bytes(), path.name, ("what", "method"))
     assert (5.0, 0.001) in compared.settings(methods)["heads"]
     table = compared.recovery(methods, "heads", 5.0, 0.001).set_index("method")
-    raw = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("heads,5,0.001,") and ",attribution," in line]
-    auroc = [float(line.split(",")[5]) for line in raw]
+    auroc = [float(row["auroc"]) for row in raw(path, what="heads", beta="5", leak="0.001", method="attribution")]
     assert len(auroc) == 5
     assert table.loc["attribution", "auroc"] == pytest.approx(sum(auroc) / 5)
     assert table.loc["attribution", "auroc_sd"] == pytest.approx((sum((value - sum(auroc) / 5) ** 2 for value in auroc) / 4) ** 0.5)
@@ -140,7 +146,8 @@ def test_faithfulness_is_summed_up_over_seeds():
     with pytest.raises(InputError, match="ablation"):
         compared.kept(circuits, "zero")
     bundled = compared.parse((REPORTS / "smollm2-135m" / "circuits_ioi.csv").read_bytes(), "circuits_ioi.csv", ("part",))
-    assert compared.areas(bundled).set_index("method").loc["ig-inputs", "cpr"] == pytest.approx(1.006, abs=5e-4)  # as the report has it
+    cpr = [float(row["value"]) for row in raw(REPORTS / "smollm2-135m" / "circuits_ioi.csv", part="head curve", method="ig-inputs", measure="cpr")]
+    assert compared.areas(bundled).set_index("method").loc["ig-inputs", "cpr"] == pytest.approx(sum(cpr) / len(cpr))
 
 
 @pytest.mark.parametrize(("content", "named"), [(b"", "no table"), (b"\xff\xfe", "no table"), (b"a,b\n1,2\n", "no column part")])
@@ -152,9 +159,11 @@ def test_what_is_no_table_of_a_benchmark_is_refused(content, named):
 def test_ways_to_steer_are_means_over_seeds():
     conflicts = compared.parse((REPORTS / "smollm2-135m" / "ph3.csv").read_bytes(), "ph3.csv", ("way", "steer"))
     rows = compared.steered(conflicts, "context").set_index("way")
-    assert rows.loc["pruned", "context"] == pytest.approx(0.828, abs=5e-4)  # as the report has it
-    assert rows.loc["pruned", "heads"] == pytest.approx(19 / 3)
-    assert rows["seeds"].eq(3).all()
+    seeds = raw(REPORTS / "smollm2-135m" / "ph3.csv", steer="context", way="pruned")
+    assert rows.loc["pruned", "context"] == pytest.approx(sum(float(row["context"]) for row in seeds) / len(seeds))
+    assert rows.loc["pruned", "context_low"] == min(float(row["context_low"]) for row in seeds)
+    assert rows.loc["pruned", "context_high"] == max(float(row["context_high"]) for row in seeds)
+    assert rows["seeds"].eq(len(seeds)).all()
     with pytest.raises(InputError, match="side"):
         compared.steered(conflicts, "x")
 

@@ -84,10 +84,10 @@ def graph(made: Circuit, found: HeadLabels) -> None:
     event = chart(figure, "circuit-graph", alt, made.edges, key="graph", on_select="rerun", selection_mode="points")
     if (name := clicked(event)) and name not in ("input", "logits"):
         opened(name, made.card, found)
-    shown = f"the {EDGES_SHOWN} strongest of {len(made.edges)}" if len(made.edges) > EDGES_SHOWN else str(len(made.edges))
     st.caption(
-        f"Layers upwards, the input below, the logits above; a square is a head, at its number; {COLOURS}. Edges measured one by one: {shown}, "
-        "wider the more they move the metric. Hovering tells numbers, a click on a head opens it."
+        f"Layers upwards, the input below, the logits above; a square is a head, at its number; {COLOURS}. {len(made.edges)} edges were measured one by one; "
+        f"an edge to a KV head goes to each of its query heads. The {EDGES_SHOWN} strongest are drawn, wider the more they move the metric. Hovering tells "
+        "numbers, a click on a head opens it."
     )
 
 

@@ -115,8 +115,9 @@ class Circuit(Shown):
     def table(self) -> pd.DataFrame:
         """One row for each of its heads, best first: its effect, and what its leaving costs the circuit under each ablation (`resample_drop`, …)."""
         names = pd.DataFrame({"head": pd.Series(map(str, self.heads), dtype=str)})
-        drops = self.minimality.pivot_table(index="head", columns="ablation", sort=False)
-        drops.columns = [f"{ablation}_{name}" for name, ablation in drops.columns]
+        drops = self.minimality.pivot_table(index="head", columns="ablation", sort=False).swaplevel(axis=1)
+        drops = drops[[column for ablation in self.minimality["ablation"].unique() for column in drops if column[0] == ablation]]
+        drops.columns = [f"{ablation}_{name}" for ablation, name in drops.columns]
         return names.merge(self.effects, how="left", on="head").merge(drops.reset_index(), how="left", on="head")
 
     def graph(self) -> nx.DiGraph:

@@ -84,9 +84,13 @@ def areas(circuits: pd.DataFrame) -> pd.DataFrame:
 
 
 def steered(conflicts: pd.DataFrame, steer: str) -> pd.DataFrame:
-    """What every way to steer to `memory` or `context` did, means over seeds: the columns of `steering.COLUMNS` that the file has, and `seeds`."""
+    """What every way to steer to `memory` or `context` did, means over seeds: the columns of `steering.COLUMNS` that the file has, and `seeds`.
+
+    Intervals (`…_low`, `…_high`) reach from the lowest to the highest end of the seeds'. Raises `InputError` for another side.
+    """
     rows = conflicts[conflicts["steer"] == steer]
     if rows.empty:
         raise unknown("side to steer to", steer, [str(side) for side in conflicts["steer"].unique()])
-    by_way = rows.drop(columns="steer").groupby("way", sort=False)
-    return by_way.mean().drop(columns="seed").assign(seeds=by_way["seed"].nunique()).reset_index()
+    by_way = rows.groupby("way", sort=False)
+    how = {name: "min" if name.endswith("_low") else "max" if name.endswith("_high") else "mean" for name in rows if name not in ("way", "steer", "seed")}
+    return by_way.agg(how).assign(seeds=by_way["seed"].nunique()).reset_index()

@@ -24,7 +24,7 @@ def faithfulness_figure(table: pd.DataFrame) -> go.Figure:
     figure = go.Figure()
     series = {
         "circuit": ("faithfulness", "low", "high", LABELLED, "circle"),
-        "without the circuit": ("complement_faithfulness", "complement_low", "complement_high", OTHERS, "x"),
+        "without the circuit": ("complement_faithfulness", "complement_faithfulness_low", "complement_faithfulness_high", OTHERS, "x"),
         "random circuits of the same layers": ("random", "", "", RIVALS, "square-open"),
     }
     for name, (column, low, high, colour, symbol) in series.items():

@@ -12,7 +12,7 @@ from workbench.views.scores import LABELLED, OTHERS
 
 SIDES = {
     "memory": (OTHERS, "circle", ("top center", "bottom center")),
-    "context": (LABELLED, "diamond", ("middle right", "middle left")),
+    "context": (LABELLED, "diamond", ("bottom right", "top right")),
     "neither": ("#999999", "square", ("top center", "top center")),
 }
 """How the heads of a side are drawn, and where their names stand, in turns."""
