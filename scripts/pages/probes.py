@@ -8,7 +8,7 @@ from pages.markdown import after_first_line, code, language, link, source, table
 from workbench.probes import PRESETS, PROBES, Probe
 from workbench.rules import RULES, Rule, rule_text
 
-NUMBER = r"−?\d[\d./]*(?: \([^)]*\))?"
+NUMBER = r"−?\d+(?:[/.]\d+)?(?: \([^)]*\))?"
 RANGE = re.compile(rf"{NUMBER}(?:–| to ){NUMBER}|0 or 1 for each sample|At most 1")
 """How a docstring says what a score can be."""
 
