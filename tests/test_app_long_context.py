@@ -195,7 +195,11 @@ def test_a_running_job_is_followed_and_cancelled(sketched, monkeypatch, tmp_path
     monkeypatch.setattr("workbench.jobs.asking._start", lambda *_: None)
     monkeypatch.setattr("workbench.jobs.Job.state", "running")
     cancelled = []
-    monkeypatch.setattr("workbench.jobs.Job.cancel", lambda job: cancelled.append(job))
+
+    def cancel(job):
+        cancelled.append(job)
+
+    monkeypatch.setattr("workbench.jobs.Job.cancel", cancel)
     app = opened(PAGE, **SHORT)
     compute(app)
     (button,) = [button for button in app.button if button.label == "Cancel"]

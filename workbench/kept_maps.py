@@ -16,7 +16,6 @@ from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
-from einops import reduce
 from jaxtyping import Float
 
 from workbench.errors import InputError
@@ -28,7 +27,7 @@ from workbench.sink_rules import FIRST_TOKEN, SinkRule
 CELLS = 1024
 """The most cells along a side that are shown at once."""
 
-STRIP = 2**24
+STRIP = 2**22
 """Probabilities that are held at once."""
 
 
@@ -123,10 +122,10 @@ class KeptMap:
             last = min(first + step, bottom)
             if (seen := min(right, last)) > left:
                 p_RK = self.probabilities((first, last), (left, seen))
-                p_RK = np.pad(p_RK, [(0, -size % block) for size in p_RK.shape]) if block > 1 else p_RK
-                part = reduce(p_RK, "(u r) (v k) -> u v", "max", r=block, k=block)
+                most_UK = np.maximum.reduceat(p_RK, range(0, last - first, block), axis=0)
+                part_UV = np.maximum.reduceat(most_UK, range(0, seen - left, block), axis=1)
                 begin = (first - top) // block
-                value_UV[begin : begin + part.shape[0], : part.shape[1]] = part
+                value_UV[begin : begin + part_UV.shape[0], : part_UV.shape[1]] = part_UV
         return value_UV
 
     def probabilities(self, queries: tuple[int, int], keys: tuple[int, int]) -> Float[np.ndarray, "R K"]:
@@ -138,9 +137,12 @@ class KeptMap:
             score_RK = np.tanh(score_RK / np.float32(self.softcap)) * np.float32(self.softcap)
         score_RK -= self.lse_T[slice(*queries), None]
         np.exp(score_RK, out=score_RK)
-        distance_RK = np.arange(*queries)[:, None] - np.arange(*keys)
-        hidden_RK = (distance_RK < 0) if self.window is None else (distance_RK < 0) | (distance_RK >= self.window)
-        score_RK[hidden_RK] = 0
+        row_R1, key_K = np.arange(*queries)[:, None], np.arange(*keys)
+        ahead = slice(max(queries[0] + 1 - keys[0], 0), None)  # the only keys that are ahead of a row
+        score_RK[:, ahead][key_K[ahead] > row_R1] = 0
+        if self.window is not None:
+            behind = slice(0, max(queries[1] - self.window - keys[0], 0))
+            score_RK[:, behind][key_K[behind] <= row_R1 - self.window] = 0
         return score_RK
 
     def sinks(self, rule: SinkRule) -> list[int]:
@@ -151,8 +153,9 @@ class KeptMap:
     def bare(self, cells: int = 512) -> "KeptMap":
         """The same without what makes parts larger, in at most `cells` along a side, rounded to half precision: a small file."""
         by = -(-self.value_UV.shape[0] // cells)
-        padded_UV = np.pad(self.value_UV, [(0, -size % by) for size in self.value_UV.shape])
-        value_UV = reduce(padded_UV, "(u r) (v k) -> u v", "max", r=by, k=by).astype(np.float16)
+        value_UV = self.value_UV.astype(np.float16)
+        for axis in (0, 1):
+            value_UV = np.maximum.reduceat(value_UV, range(0, value_UV.shape[axis], by), axis=axis)
         facts = {**self.facts, "kept": "blocks in half precision, without queries and keys"}
         return replace(self, value_UV=value_UV, block=self.block * by, query_TE=None, key_TE=None, lse_T=None, facts=facts)
 

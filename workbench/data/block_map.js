@@ -6,8 +6,8 @@ const FAINTEST = -6, LEAST = 8, START = [24, 72], BOTTOM = 68, RIGHT = 8; // STA
 const LOOK = { needle: ["#d55e00", "solid", []], answer: ["#009e73", "dashed", [6, 3]], sinks: ["#cc79a7", "dotted", [2, 2]] };
 const KEYS = "Drag to zoom in, or focus the map: + and − zoom, arrows move, Shift with arrows pans, Enter shows single cells, 0 the whole map; the wheel zooms too.";
 const BUTTONS = { in: ["+", "Zoom in"], out: ["−", "Zoom out"], whole: ["Whole", "Show the whole map"], needle: ["Needle", "Show the answer's rows and the needle's keys"] };
+const AXES = [0, 1], ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 const STEPS = [1, 2, 5].flatMap((one) => [1, 10, 100, 1000, 10000].map((ten) => one * ten)).sort((a, b) => a - b);
-const AXES = [0, 1];
 
 function opened(bytes) {
   const length = new DataView(bytes.buffer, bytes.byteOffset, 4).getUint32(0, true);
@@ -79,7 +79,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   const [header, values] = opened(data);
   let side = 300, cells = null, picture = null, pressed = null;
   if (state.id !== header.id || !state.sent || written(header.asked) === state.sent) Object.assign(state, { view: header.asked, sent: "" });
-  Object.assign(state, { id: header.id, cursor: null, band: null });
+  Object.assign(state, { id: header.id, asked: header.asked, cursor: null, band: null });
 
   const span = (axis) => state.view[axis][1] - state.view[axis][0];
   const pixel = (axis, token) => START[axis] + ((token - state.view[axis][0]) / span(axis)) * side;
@@ -100,18 +100,12 @@ export default function ({ data, parentElement, setTriggerValue }) {
       const size = within(Math.round(end - begin), Math.min(LEAST, header.tokens), header.tokens), first = within(Math.round(begin), 0, header.tokens - size);
       return [first, first + size];
     });
-    state.band = null;
+    Object.assign(state, { band: null, sent: written(state.view) });
     show(null);
     clearTimeout(state.timer);
-    state.timer = setTimeout(() => {
-      if (written(state.view) === written(header.asked)) return;
-      state.sent = written(state.view);
-      setTriggerValue("view", state.sent);
-    }, 250);
+    state.timer = setTimeout(() => (state.sent === written(state.asked) ? (state.sent = "") : setTriggerValue("view", state.sent)), 250);
   }
-
   const zoomed = (factor, at = middle()) => moved(state.view.map((edges, axis) => edges.map((one) => at[axis] + (one - at[axis]) * factor)));
-
   function stroked(pen, colour, dash, path) {
     for (const [style, width, pattern] of [["#ffffffcc", 4, []], [colour, 1.5, dash]]) {
       Object.assign(pen, { strokeStyle: style, lineWidth: width });
@@ -120,14 +114,13 @@ export default function ({ data, parentElement, setTriggerValue }) {
     }
     pen.setLineDash([]);
   }
-
   function marks(pen) {
     for (const { kind, axis, ranges } of header.marks) {
       const [colour, , dash] = LOOK[kind], shown = ranges.filter(([begin, end]) => end > state.view[axis][0] && begin < state.view[axis][1]);
       for (const range of shown) {
         const [from, to] = range.map((one) => within(pixel(axis, one), START[axis], START[axis] + side)), at = (from + to) / 2, path = new Path2D();
         for (const place of shown.length > 8 ? [] : to - from > 4 ? [from, to] : [at - 3, at + 3]) {
-          if (place < START[axis] || place > START[axis] + side) continue;
+          if (place !== within(place, START[axis], START[axis] + side)) continue;
           axis ? path.moveTo(place, START[0]) : path.moveTo(START[1], place);
           axis ? path.lineTo(place, START[0] + side) : path.lineTo(START[1] + side, place);
         }
@@ -138,7 +131,6 @@ export default function ({ data, parentElement, setTriggerValue }) {
       }
     }
   }
-
   function text(pen, words, x, y, { turned = false, ...style }) {
     pen.save();
     pen.translate(x, y);
@@ -146,7 +138,6 @@ export default function ({ data, parentElement, setTriggerValue }) {
     Object.assign(pen, style).fillText(words, 0, 0);
     pen.restore();
   }
-
   function axes(pen, fillStyle) {
     for (const axis of AXES) {
       const each = side / span(axis), words = header.block === 1 && cells.by === 1 && each >= 13;
@@ -162,7 +153,6 @@ export default function ({ data, parentElement, setTriggerValue }) {
     text(pen, "key: the token looked at", START[1] + side / 2, START[0] + side + BOTTOM - 6, title);
     text(pen, "row: the token that looks", 10, START[0] + side / 2, { ...title, turned: true });
   }
-
   function draw() {
     const dpr = window.devicePixelRatio || 1, pen = canvas.getContext("2d"), colour = getComputedStyle(root).color;
     const by = Math.max(1, ...AXES.map((axis) => Math.ceil(span(axis) / header.block / (side * dpr))));
@@ -183,7 +173,6 @@ export default function ({ data, parentElement, setTriggerValue }) {
     const now = what + (header.zooms && written(state.view) !== written(header.asked) ? " This part is being computed." : "");
     if (level.textContent !== now) level.textContent = now;
   }
-
   function show(cell, aloud = false) {
     state.cursor = cell?.every((at, axis) => at >= 0 && at < count(axis)) ? cell : null;
     tip.hidden = !state.cursor;
@@ -197,7 +186,6 @@ export default function ({ data, parentElement, setTriggerValue }) {
     }
     draw();
   }
-
   const place = (event) => ((box) => [event.clientY - box.top, event.clientX - box.left])(canvas.getBoundingClientRect());
   const tokens = (event) => place(event).map((at, axis) => token(axis, at));
   canvas.onpointerdown = (event) => {
@@ -225,7 +213,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   const acts = { in: () => zoomed(0.5), out: () => zoomed(2), whole: () => moved(AXES.map(() => [0, header.tokens])), exact: () => moved(middle().map((at) => [at - 32, at + 32])) };
   const pressing = { "+": acts.in, "=": acts.in, "-": acts.out, 0: acts.whole, Home: acts.whole, Enter: acts.exact, Escape: () => show(null) };
   canvas.onkeydown = (event) => {
-    const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+    const step = ARROWS[event.key];
     if (step && event.shiftKey) moved(state.view.map(([begin, end], axis) => [begin, end].map((at) => at + (step[axis] * (end - begin)) / 2)));
     else if (step) show(state.cursor?.map((at, axis) => within(at + step[axis], 0, count(axis) - 1)) ?? middle().map((at, axis) => Math.floor((at - header.rect[axis][0]) / cells.size)), true);
     else if (pressing[event.key]) pressing[event.key]();
@@ -255,7 +243,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
     draw();
   }
   sized();
-  const watcher = new ResizeObserver(sized);
-  watcher.observe(root);
-  return () => watcher.disconnect();
+  state.watcher?.disconnect(); // whoever watches for the last message keeps its numbers alive
+  state.watcher = new ResizeObserver(sized);
+  state.watcher.observe(root);
+  return () => state.watcher.disconnect();
 }
