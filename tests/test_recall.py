@@ -124,6 +124,12 @@ def test_grids_totals_and_differences_are_those_worked_out_by_hand():
     assert found.lost("control")[0] == 0.125
 
 
+def test_no_interval_reaches_beyond_what_is_possible():
+    found = made([1, 0.9], [0, 1], [[1, 0.1]])
+    assert found.totals().loc[1, ["low", "high"]].tolist() == [0, 1]
+    assert found.lost("without")[1:] == (-1, 1)
+
+
 def test_the_difference_is_of_equal_tests():
     found = made([1, 0, 1, 0] * 4, [0.8, -0.2, 0.8, -0.2] * 4, [[1, 0, 1, 0] * 4])
     assert found.lost("without") == pytest.approx((0.2, 0.2, 0.2))  # every test loses as much, however unequal the tests are

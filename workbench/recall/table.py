@@ -49,13 +49,13 @@ class Recall:
         rows = []
         for variant in [name for name in VARIANTS if (self.tests["variant"] == name).any()]:
             drawn = self._of(variant).groupby("draw")[measure].mean()
-            mean, low, high = _interval(self._by_test(variant, measure))
+            mean, low, high = _interval(self._by_test(variant, measure), 0)
             rows.append((variant, mean, low, high, drawn.min(), drawn.max(), self._of(variant)["test"].nunique()))
         return pd.DataFrame(rows, columns=["variant", "mean", "low", "high", "least", "most", "n"])
 
     def lost(self, variant: str, other: str = "full", measure: str = "recall") -> tuple[float, float, float]:
         """How much less than `other` a variant has, and the 95% interval of it, of differences test by test."""
-        return _interval(self._by_test(other, measure) - self._by_test(variant, measure))
+        return _interval(self._by_test(other, measure) - self._by_test(variant, measure), -1)
 
     def verdict(self, measure: str = "recall") -> str:
         """What the tests say, in sentences."""
@@ -131,8 +131,9 @@ def _told(lost: tuple[float, float, float]) -> tuple[str, str]:
     return f"{value:.2f}", "" if np.isnan(low) else f" (95%: {low:.2f} to {high:.2f})"
 
 
-def _interval(value_N: Float[np.ndarray, " N"]) -> tuple[float, float, float]:
-    low, high = (float(edge[0, 0]) for edge in bootstrap_interval(value_N[:, None, None]))
+def _interval(value_N: Float[np.ndarray, " N"], least: float) -> tuple[float, float, float]:
+    """The mean and its 95% interval, which ends where values do: at `least` and at 1."""
+    low, high = (float(np.clip(edge[0, 0], least, 1)) for edge in bootstrap_interval(value_N[:, None, None]))
     return float(value_N.mean()), low, high
 
 

@@ -8,7 +8,8 @@ from plotly.subplots import make_subplots
 
 from workbench.recall import MEASURES, VARIANTS, Recall
 
-COLOURS = {"full": "#111111", "without": "#d55e00", "control": "#0072b2"}
+COLOURS = {"full": "#7f7f7f", "without": "#d55e00", "control": "#0072b2"}
+"""Of the variants: readable on white and on black, and told apart by all."""
 LENGTH, DEPTH = "length of the text, tokens", "depth of the needle"
 
 
