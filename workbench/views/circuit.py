@@ -67,14 +67,17 @@ def _draw_graph(figure: go.Figure, graph: nx.DiGraph, layers: int) -> None:
     place = _places(graph)
     edges = sorted(graph.edges(data=True), key=lambda edge: -edge[2]["strength"])[:EDGES_SHOWN]
     largest = max((edge[2]["strength"] for edge in edges), default=1.0) or 1.0
+    middles, told = [], []
     for sender, receiver, facts in reversed(edges):
         (x0, y0), (x1, y1) = place[sender], place[receiver]
         colour = HELPS if facts["effect"] < 0 else HARMS
-        text = f"{sender} → {receiver} ({facts['branch']}): {facts['effect']:+.3f}"
+        middles.append(((x0 + x1) / 2, (y0 + y1) / 2))
+        told.append(f"{sender} → {receiver} ({facts['branch']}): {facts['effect']:+.3f}")
         line = {"color": colour, "width": 0.6 + 5 * facts["strength"] / largest}
         figure.add_scatter(x=[x0, x1], y=[y0, y1], mode="lines", line=line, opacity=0.6, hoverinfo="skip", row=1, col=1)
-        middle = {"x": [(x0 + x1) / 2], "y": [(y0 + y1) / 2]}
-        figure.add_scatter(**middle, mode="markers", marker={"size": 7, "color": colour, "opacity": 0.01}, hovertext=[text], hoverinfo="text", row=1, col=1)
+    if edges:
+        x, y = zip(*middles, strict=True)
+        figure.add_scatter(x=x, y=y, mode="markers", marker={"size": 7, "color": "#555555", "opacity": 0.01}, hovertext=told, hoverinfo="text", row=1, col=1)
     effect = [graph.nodes[node].get("effect", np.nan) for node in graph]
     figure.add_scatter(
         x=[place[node][0] for node in graph],
