@@ -87,6 +87,18 @@ def needles(strongest=0.2, random=0.9, whole=1.0, tests=40, seeds=5, distinct=No
     return pd.DataFrame(rows)
 
 
+def recalls(without=0.2, control=0.9, full=1.0, tests=40, draws=5, distinct=None):
+    """The same tests as `workbench needle` keeps them."""
+    ways = [("full", 0, "", full), ("without", 0, "L0H0 L1H1", without), *(("control", draw, "L0H1 L1H0", control) for draw in range(draws))]
+    rows = [
+        {"variant": variant, "draw": draw, "heads": heads, "test": test, "needle": f"n{test % (distinct or tests)}",
+         "length": 300 * (1 + test % 2), "depth": 0.5, "recall": value, "word_recall": value, "response": "x"}
+        for variant, draw, heads, value in ways
+        for test in range(tests)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def policies(kept=(0.9, 0.6), width=0.05, random=0.3, seeds=5, tests=100):
     """Two rankings and random heads at one budget."""
     names = [("first", None, kept[0]), ("second", None, kept[1]), *(("random", seed, random) for seed in range(seeds))]

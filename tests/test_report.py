@@ -180,6 +180,16 @@ def test_what_is_not_shown_says_why(report):
     assert not [words for words in files.words if "policies" in words]
 
 
+def test_a_table_of_recall_tells_its_verdict_and_its_grids(folder):
+    from results import recalls
+
+    recalls().to_csv(folder / "recall.csv", index=False)
+    page = report_page(report_of(collect(folder / "recall.csv")))
+    assert html.escape("Recall is 1.00 with all heads and 0.20 without the 2 chosen ones: 0.80 less") in page
+    heading, *rows = rows_of(page, "Recall by depth (down) and length in tokens, without the chosen heads.")
+    assert (heading, rows) == (["depth", "300", "600"], [["0.500", "0.200", "0.200"]])
+
+
 def test_scores_alone_and_a_circuit_alone_are_reports_too(folder):
     page = report_page(report_of(collect(folder / "scores.parquet")))
     assert "Scores: scores.parquet" in page

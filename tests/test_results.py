@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from results import CARD, COUNT, RULE, SHAPE, circuit, labels, needles, policies, scores
+from results import CARD, COUNT, RULE, SHAPE, circuit, labels, needles, policies, recalls, scores
 from scipy.stats import spearmanr
 
 from workbench.errors import InputError
@@ -13,9 +13,10 @@ from workbench.heads import Head
 from workbench.labels import HeadLabels
 from workbench.results import Caveat, collect, ordered
 from workbench.results.of_circuits import caveats_of_circuit
+from workbench.results.of_needles import needles_in_short
 from workbench.results.of_runs import caveats_of_run, samples_of
 from workbench.results.of_scores import caveats_of_labels, caveats_of_scores
-from workbench.results.of_tables import caveats_of_table, needles_in_short, presets_in_short, share_interval
+from workbench.results.of_tables import caveats_of_table, presets_in_short, share_interval
 from workbench.results.standing import standing, standing_in_short
 from workbench.runs import Part, Run, versions
 
@@ -352,6 +353,12 @@ TABLES = {
     "no better": ("needles", needles, {"strongest": 0.9}, "stop", "Zero: without the 2 strongest recall is 0.90, and some random heads cost as much (0.90)."),
     "no control": ("needles", needles, {"seeds": 0}, "care", "Zero: there are no random heads beside without the 2 strongest."),
     "few draws": ("needles", needles, {"seeds": 2}, "know", "Zero: 2 draws of random heads only."),
+    "few, kept": ("recall", recalls, {"tests": 10}, "care", "10 needle tests: recall is known to about ±0.31 at worst."),
+    "failing, kept": ("recall", recalls, {"full": 0.95}, "know", "With all heads the model's recall is 0.95"),
+    "shared, kept": ("recall", recalls, {"distinct": 4}, "know", "4 needles for 40 tests"),
+    "no better, kept": ("recall", recalls, {"without": 0.9}, "stop", "The chosen heads cost no more than as many others that these tests could tell"),
+    "no control, kept": ("recall", recalls, {"draws": 0}, "care", "There are no random heads beside the chosen ones."),
+    "few draws, kept": ("recall", recalls, {"draws": 2}, "know", "2 draws of random heads only."),
     "few tests": ("policies", policies, {"tests": 12}, "care", "12 needle tests only."),
     "alike": ("policies", policies, {"kept": (0.9, 0.85)}, "care", "These tests do not tell apart: at 25% first and second."),
     "no random": ("policies", policies, {"seeds": 0}, "stop", "No random heads were measured"),
@@ -369,7 +376,7 @@ TABLES = {
 @pytest.mark.parametrize("case", TABLES)
 def test_a_caveat_appears_where_a_table_calls_for_it_and_no_other_does(case):
     kind, table, changes, level, words = TABLES[case]
-    usual = {"needles": needles, "policies": policies, "search": search, "held_out": held_out, "ph3": ph3, "presets": presets}[kind]
+    usual = {"needles": needles, "recall": recalls, "policies": policies, "search": search, "held_out": held_out, "ph3": ph3, "presets": presets}[kind]
     assert [caveat.text for caveat in caveats_of_table(kind, usual(), "t.csv")] == [text for name, text in KNOWN.items() if name == kind]
     more = [caveat for caveat in caveats_of_table(kind, table(**changes), "t.csv") if caveat.text != KNOWN.get(kind)]
     assert len(more) == 1, more
@@ -400,6 +407,15 @@ def test_needles_in_short_are_means_over_tests_of_means_over_draws():
     assert found["low"] < found["change"] < found["high"]
     assert (found["tests"], found["seeds"]) == (40, 5)
     assert short.loc[("none", "all heads"), "change"] == 0
+
+
+def test_an_echo_of_the_question_is_not_nothing():
+    real = needles().assign(needle="dolores")
+    share = 9 / 22  # "The best thing to do in San Francisco is", of 22 words
+    told = [caveat for caveat in caveats_of_table("needles", real, "n.csv") if "echoes" in caveat.text]
+    assert [caveat.level for caveat in told] == ["care"]
+    assert f"only echoes it has {share:.2f}," in told[0].text
+    assert not [caveat for caveat in caveats_of_table("needles", needles(), "n.csv") if "echoes" in caveat.text]
 
 
 def test_presets_in_short_are_spearmans_rho_and_the_overlap_of_ten():

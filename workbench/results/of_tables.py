@@ -1,63 +1,15 @@
-"""What do the tables of tests say in short, and how far are they to be believed? Needle tests, policies, calibration, memory against context, presets."""
+"""What do tables say in short, and how far are they to be believed? Policies, calibration, memory against context, presets, and needle tests."""
 
 from collections.abc import Callable, Iterator, Mapping
 
-import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, spearmanr
 
 from workbench.results.caveats import Caveat, counted, sentence
-from workbench.scores import bootstrap_interval
-
-FEW = 30
-"""With fewer tests than this an interval says little."""
+from workbench.results.of_needles import FEW, of_needles, of_recall
 
 ENOUGH = 20.0
 """The e-value from which on a searched head is decided, an error of at most 1 in 20 (`workbench.calibration`)."""
-
-BY = ["kind", "phase", "condition"]
-
-
-def needles_in_short(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row per way of ablating: mean `recall` (0–1) over tests and seeds, `least` and `most` of the seeds, and the paired `change` against all heads.
-
-    `change` has a 95% bootstrap interval over the tests, `low` to `high`, each averaged over its seeds first; NaN where the whole model was not tested.
-    `tests` is how many, `seeds` how many draws of heads.
-    """
-    whole_N = rows[rows["kind"] == "none"].groupby("test")["recall"].mean()
-    made = []
-    for names, part in rows.groupby(BY, sort=False):
-        seeds = part.groupby("seed")["recall"].mean()
-        mean_N = part.groupby("test")["recall"].mean()
-        change_N = (mean_N - whole_N.reindex(mean_N.index)).to_numpy()
-        low, high = (np.nan, np.nan) if np.isnan(change_N).any() else (float(edge[0, 0]) for edge in bootstrap_interval(change_N[:, None, None]))
-        facts = {"recall": mean_N.mean(), "least": seeds.min(), "most": seeds.max(), "change": change_N.mean(), "low": low, "high": high}
-        made.append({**dict(zip(BY, names, strict=True)), **facts, "tests": len(mean_N), "seeds": len(seeds)})
-    return pd.DataFrame(made)
-
-
-def _of_needles(rows: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    short = needles_in_short(rows)
-    tests = int(short["tests"].min())
-    if tests < FEW:
-        yield "care", f"{counted(tests, 'needle test')}: recall is known to about ±{0.98 / np.sqrt(tests):.2f} at worst"
-    whole = short[short["kind"] == "none"]
-    if not len(whole):
-        yield "stop", "the whole model was not tested, so that nothing tells what the ablation costs"
-    elif float(whole["recall"].iloc[0]) < 1:
-        yield "know", f"with all heads the model's recall is {whole['recall'].iloc[0]:.2f}; what is lost is lost from that"
-    if "needle" in rows and (needles := rows["needle"].nunique()) < tests:
-        yield "know", f"{needles} needles for {tests} tests: tests of one needle are not independent, so that the intervals are too narrow"
-    for (kind, _), part in short[short["kind"] != "none"].groupby(["kind", "phase"], sort=False):
-        random = part[part["condition"].str.contains("random")]
-        chosen = part[~part["condition"].str.contains("random")]
-        for row in chosen.to_dict("records"):
-            if not len(random):
-                yield "care", f"{kind}: there are no random heads beside {row['condition']}"
-            elif row["recall"] >= random["least"].min():
-                yield "stop", f"{kind}: {row['condition']} recall is {row['recall']:.2f}, and some random heads cost as much ({random['least'].min():.2f})"
-        if len(random) and (seeds := int(random["seeds"].min())) < 5:
-            yield "know", f"{kind}: {counted(seeds, 'draw')} of random heads only"
 
 
 def _of_policies(rows: pd.DataFrame) -> Iterator[tuple[str, str]]:
@@ -147,7 +99,8 @@ def _of_presets(rows: pd.DataFrame) -> Iterator[tuple[str, str]]:
 
 
 _OF: Mapping[str, Callable[[pd.DataFrame], Iterator[tuple[str, str]]]] = {
-    "needles": _of_needles,
+    "needles": of_needles,
+    "recall": of_recall,
     "policies": _of_policies,
     "search": _of_search,
     "held_out": _of_held_out,

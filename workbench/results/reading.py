@@ -24,6 +24,7 @@ MOST_BYTES = 50 * 2**20
 
 TABLES: Mapping[str, frozenset[str]] = {
     "needles": frozenset({"kind", "phase", "condition", "seed", "test", "recall", "heads"}),
+    "recall": frozenset({"variant", "draw", "heads", "test", "needle", "length", "depth", "recall", "word_recall"}),
     "policies": frozenset(
         {"policy", "budget", "seed", "full_heads", "kv_share", "recall", "kept", "kept_low", "kept_high", "tests", "perplexity", "agreement"}
     ),
@@ -40,6 +41,7 @@ WORDS = {
     "circuit": "a circuit",
     "run": "samples of a run",
     "needles": "needle tests with heads ablated",
+    "recall": "needle recall without some heads",
     "policies": "what policies keep",
     "search": "heads searched for calibration",
     "held_out": "calibration on held-out questions",

@@ -52,7 +52,7 @@ def _labels(labels: HeadLabels) -> str:
 
 
 def _scores(scores: HeadScores) -> str:
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for probe in scores.probes:
         best = scores.top(BEST, probe)
         first = best.iloc[0]

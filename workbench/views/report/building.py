@@ -20,6 +20,7 @@ MADE_BY = {
     "scores": "`workbench score --out scores.parquet`",
     "circuit": "`workbench circuit find`",
     "needles": "`benchmarks/needle_ablation.py`",
+    "recall": "`workbench needle`",
     "policies": "`workbench verify`",
     "search": "`workbench calibrate`",
     "held_out": "`workbench calibrate`",

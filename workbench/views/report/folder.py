@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from workbench.circuits.circuit import Circuit
 from workbench.errors import InputError
 from workbench.files import write_file
+from workbench.labels import HeadLabels
 from workbench.results import Results
 from workbench.views.export import drawn, pictures, table_bytes
 from workbench.views.report.figure_page import figure_page
@@ -88,8 +90,8 @@ def _groups(report: Report, results: Results, say: Callable[[str], None]) -> tup
     return groups, left_out
 
 
-def _json(value: object) -> bytes:
-    return (json.dumps(value.to_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()  # ty: ignore[unresolved-attribute]
+def _json(value: HeadLabels | Circuit) -> bytes:
+    return (json.dumps(value.to_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
 def _links(groups: dict[str, dict[str, bytes]]) -> dict[str, dict[str, str]]:

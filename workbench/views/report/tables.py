@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
+from workbench.recall import MEASURES, VARIANTS, Recall
 from workbench.results import Result
+from workbench.results.of_needles import needles_in_short
 from workbench.results.of_runs import caveats_of_run, samples_of
-from workbench.results.of_tables import caveats_of_table, needles_in_short, presets_in_short, share_interval
+from workbench.results.of_tables import caveats_of_table, presets_in_short, share_interval
 from workbench.runs import Run
 from workbench.views.quality import COLOURS, LOOKS
 from workbench.views.report.parts import Block, Card, Picture, Section, Table
@@ -45,6 +47,24 @@ def _needles(rows: pd.DataFrame, stem: str) -> Told:
 
 def _way(row: Mapping[str, object]) -> str:
     return "all heads" if row["kind"] == "none" else f"{row['kind']}: {str(row['condition']).removeprefix('without ')}"
+
+
+def _recall(rows: pd.DataFrame, stem: str) -> Told:
+    found = Recall(rows)
+    words = [f"Recall: {MEASURES['recall']}."]
+    words += [f"The heads: {', '.join(map(str, found.heads))}."] if (rows["variant"] == "without").any() else []
+    totals = found.totals()
+    dots = [Dot(VARIANTS[row["variant"]], row["mean"], row["low"], row["high"], filled=row["variant"] != "control") for row in totals.to_dict("records")]
+    picture = Picture(
+        f"{stem}_recall", intervals_picture(dots, "recall", "Mean recall of each variant", left=166), "Mean recall with 95% intervals over the tests."
+    )
+    grids = [
+        Table(f"{stem}_{variant}", found.grid(variant).reset_index().rename(columns=str), f"Recall by depth (down) and length in tokens, {VARIANTS[variant]}.")
+        for variant in totals["variant"]
+    ]
+    caption = "Over all tests; `least` and `most` are of single draws of heads."
+    blocks = (picture, Table(f"{stem}_in_short", totals, caption), *grids, Table(stem, rows, "Every test.", rows.head(0)))
+    return "Needle recall", tuple(words), blocks, found.verdict()
 
 
 def _policies(rows: pd.DataFrame, stem: str) -> Told:
@@ -170,6 +190,7 @@ def run_section(run: Run, name: str) -> Section:
 
 _OF: Mapping[str, Callable[[pd.DataFrame, str], Told]] = {
     "needles": _needles,
+    "recall": _recall,
     "policies": _policies,
     "search": _search,
     "held_out": _held_out,
