@@ -17,8 +17,6 @@ FEW = 30
 DRAWS = 5
 """With fewer draws of random heads their spread says little."""
 
-BY = ["kind", "phase", "condition"]
-
 
 def needles_in_short(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per way of ablating: mean `recall` (0–1) over tests and seeds, `least` and `most` of the seeds, and the paired `change` against all heads.
@@ -28,7 +26,7 @@ def needles_in_short(rows: pd.DataFrame) -> pd.DataFrame:
     """
     whole_N = rows[rows["kind"] == "none"].groupby("test")["recall"].mean()
     made = []
-    for (kind, phase, condition), part in rows.groupby(BY, sort=False):
+    for (kind, phase, condition), part in rows.groupby(["kind", "phase", "condition"], sort=False):
         seeds = part.groupby("seed")["recall"].mean()
         mean_N = part.groupby("test")["recall"].mean()
         change_N = (mean_N - whole_N.reindex(mean_N.index)).to_numpy()
