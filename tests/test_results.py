@@ -8,6 +8,7 @@ import pytest
 from results import CARD, COUNT, RULE, SHAPE, circuit, labels, needles, policies, recalls, scores
 from scipy.stats import spearmanr
 
+from workbench.circuits.statistics import share_interval
 from workbench.errors import InputError
 from workbench.heads import Head
 from workbench.labels import HeadLabels
@@ -16,7 +17,7 @@ from workbench.results.of_circuits import caveats_of_circuit
 from workbench.results.of_needles import needles_in_short
 from workbench.results.of_runs import caveats_of_run, samples_of
 from workbench.results.of_scores import caveats_of_labels, caveats_of_scores
-from workbench.results.of_tables import caveats_of_table, presets_in_short, share_interval
+from workbench.results.of_tables import caveats_of_table, presets_in_short
 from workbench.results.standing import standing, standing_in_short
 from workbench.runs import Part, Run, versions
 

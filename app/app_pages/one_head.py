@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import downloads
 import streamlit as st
 from chosen import BY_FINGERPRINT, head_of, labels, model, scores, told
-from maps import token_map
+from maps import pinning_map
 
 from workbench import views
 from workbench.heads import Head
@@ -39,16 +39,8 @@ def attention(found: HeadLabels, head: Head, text: str) -> None:
     loaded = model(found)
     with told():
         seen = look(loaded, text, head)
-    row = st.query_params.get("row", "")
-    pinned = int(row) if row.isdecimal() and int(row) < len(seen.tokens) else None
-    clicked = token_map(views.token_canvas(head, seen.tokens, seen.pattern_QK, seen.received_K, pinned), key="tokens")
+    pinning_map(lambda pinned: views.token_canvas(head, seen.tokens, seen.pattern_QK, seen.received_K, pinned), len(seen.tokens), key="tokens")
     st.caption("Shades are the square root of the attention, 0–1. Hovering shows where a token looks; a click pins it.")
-    if clicked is not None and clicked != (-1 if pinned is None else pinned):
-        if clicked < 0:
-            st.query_params.pop("row", None)
-        else:
-            st.query_params["row"] = str(clicked)
-        st.rerun()
     if warning := seen.provenance.get("warning"):
         st.warning(warning)
 

@@ -3,9 +3,10 @@
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -13,6 +14,9 @@ from typer.core import TyperGroup
 from workbench.cli import show
 from workbench.errors import InputError
 from workbench.sources import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from workbench.needles import NeedleTests
 
 
 class Commands(TyperGroup):
@@ -70,6 +74,12 @@ def numbers(text: str | None, kind: Callable[[str], Any], option: str) -> tuple 
         return tuple(kind(part) for part in text.split(","))
     except ValueError as error:
         raise InputError(f"{option} takes numbers separated by commas, such as {'300,600' if kind is int else '0.1,0.5'}; got {text!r}") from error
+
+
+def needle_tests(usual: "NeedleTests", lengths: str | None, depths: str | None, per_cell: int, needles: Path | None, haystack: Path | None) -> "NeedleTests":
+    """The usual tests of a command with what its options change. Raises `InputError` naming the option."""
+    changed = {"lengths_": numbers(lengths, int, "--lengths"), "depths": numbers(depths, float, "--depths"), "needles": needles}
+    return replace(usual, **{name: value for name, value in changed.items() if value}, per_cell=per_cell, haystack=haystack)
 
 
 _WHERE, _TESTS = "Model", "Tests"

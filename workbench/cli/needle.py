@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.cli import show
-from workbench.cli.app import Depths, Device, Dtype, Haystack, Json, ModelName, Needles, Revision, Runs, app, numbers
+from workbench.cli.app import Depths, Device, Dtype, Haystack, Json, ModelName, Needles, Revision, Runs, app, needle_tests
 from workbench.cli.policy import Labels
 from workbench.errors import InputError
 from workbench.sources import DEFAULT_MODEL
@@ -82,18 +82,9 @@ def setting_of(
     haystack: Path | None = None,
 ) -> "Setting":
     """What is asked, from the texts of the options; what was not given is as the package has it. Raises `InputError`."""
-    from dataclasses import replace
-
     from workbench.recall.measuring import TESTS, Setting
 
-    tests = replace(
-        TESTS,
-        lengths_=numbers(lengths, int, "--lengths") or TESTS.lengths_,
-        depths=numbers(depths, float, "--depths") or TESTS.depths,
-        per_cell=per_cell,
-        needles=needles or TESTS.needles,
-        haystack=haystack,
-    )
+    tests = needle_tests(TESTS, lengths, depths, per_cell, needles, haystack)
     return Setting(tests, kind, draws, seed)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.cli import show
-from workbench.cli.app import Device, Dtype, Haystack, Json, ModelName, Revision, app, numbers
+from workbench.cli.app import Device, Dtype, Haystack, Json, ModelName, Revision, app, needle_tests, numbers
 from workbench.cli.policy import Combine, Compensation, How, Labels, Scores, Semantics, Sinks, Window, given_sizes, with_scores
 from workbench.errors import InputError
 from workbench.sources import DEFAULT_MODEL
@@ -53,8 +53,6 @@ def verify(
 
     Example: `workbench verify heads.json --lengths 600 --kv-budgets 0.33,0.5 --seeds 2 --out verify.csv`
     """
-    from dataclasses import replace
-
     from workbench import choosing, formats, models
     from workbench.labels import HeadLabels
     from workbench.verification import verify as measure
@@ -92,18 +90,9 @@ def _setting(
     haystack: Path | None,
 ) -> "Setting":
     """What to measure; what was not given is as the package has it."""
-    from dataclasses import replace
-
     from workbench.verification import BUDGETS, TESTS, Setting
 
-    tests = replace(
-        TESTS,
-        lengths_=numbers(lengths, int, "--lengths") or TESTS.lengths_,
-        depths=numbers(depths, float, "--depths") or TESTS.depths,
-        per_cell=per_cell,
-        needles=needles or TESTS.needles,
-        haystack=haystack,
-    )
+    tests = needle_tests(TESTS, lengths, depths, per_cell, needles, haystack)
     return Setting(tests, numbers(budgets, float, "--kv-budgets") or BUDGETS, tuple(seeds), haystack, text_tokens, seed=seed, chunk=chunk)
 
 

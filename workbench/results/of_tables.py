@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator, Mapping
 
 import pandas as pd
-from scipy.stats import binomtest, spearmanr
+from scipy.stats import spearmanr
 
+from workbench.circuits.statistics import share_interval
 from workbench.results.caveats import Caveat, counted, sentence
 from workbench.results.of_needles import FEW, of_needles, of_recall
 
@@ -61,12 +62,6 @@ def _of_held_out(rows: pd.DataFrame) -> Iterator[tuple[str, str]]:
     random = mean[mean["heads"] == "random"]
     if len(random) and random["difference"].max() >= row["difference"]:
         yield "care", f"some random heads do as well: {random['difference'].max():+.1%} against {row['difference']:+.1%}"
-
-
-def share_interval(share: float, count: int) -> tuple[float, float]:
-    """The 95% Wilson interval of a share of so many tests."""
-    interval = binomtest(round(share * count), count).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def _of_ph3(rows: pd.DataFrame) -> Iterator[tuple[str, str]]:

@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
+from workbench.circuits.statistics import share_interval
 from workbench.recall import MEASURES, VARIANTS, Recall
 from workbench.results import Result
 from workbench.results.of_needles import needles_in_short
 from workbench.results.of_runs import caveats_of_run, samples_of
-from workbench.results.of_tables import caveats_of_table, presets_in_short, share_interval
+from workbench.results.of_tables import caveats_of_table, presets_in_short
 from workbench.runs import Run
 from workbench.views.quality import COLOURS, LOOKS
 from workbench.views.report.parts import Block, Card, Picture, Section, Table
