@@ -53,6 +53,8 @@ def verify(
 
     Example: `workbench verify heads.json --lengths 600 --kv-budgets 0.33,0.5 --seeds 2 --out verify.csv`
     """
+    from dataclasses import replace
+
     from workbench import choosing, formats, models
     from workbench.labels import HeadLabels
     from workbench.verification import verify as measure
