@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
+from browsing import ROOT
 from results import CARD, circuit, labels, needles, policies, scores
 from typer.testing import CliRunner
 
@@ -360,3 +361,21 @@ def test_the_command_refuses_what_contradicts_itself(folder, arguments, reason):
     result = run(*(folder if word == "FOLDER" else word for word in arguments))
     assert result.exit_code == 2
     assert reason in result.stderr
+
+
+MADE = ROOT / "reports" / "smollm2-135m"
+
+
+@pytest.mark.slow
+def test_the_report_of_the_default_model_is_what_the_command_makes_of_its_files():
+    report = report_of(collect(MADE))
+    again = "run `workbench report reports/smollm2-135m --out reports/smollm2-135m/report.html`"
+    assert (MADE / "report.md").read_text(encoding="utf-8") == markdown(report), again
+    assert (MADE / "report.html").read_text(encoding="utf-8") == report_page(report), again
+    assert (MADE / "report.html").stat().st_size < 2_000_000
+
+
+def test_the_readme_of_the_default_models_results_names_every_file():
+    named = set(re.findall(r"`([\w.-]+)`", (MADE / "README.md").read_text(encoding="utf-8")))
+    assert {path.name for path in MADE.iterdir() if not path.name.startswith(".")} - {"README.md"} <= named | {"report.md"}
+    assert all((ROOT / command).is_file() for command in re.findall(r"`(benchmarks/[\w./]+)`", (MADE / "README.md").read_text(encoding="utf-8")))

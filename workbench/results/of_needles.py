@@ -26,7 +26,8 @@ def needles_in_short(rows: pd.DataFrame) -> pd.DataFrame:
     """
     whole_N = rows[rows["kind"] == "none"].groupby("test")["recall"].mean()
     made = []
-    for (kind, phase, condition), part in rows.groupby(["kind", "phase", "condition"], sort=False):
+    for kind, phase, condition in dict.fromkeys(zip(rows["kind"], rows["phase"], rows["condition"], strict=True)):
+        part = rows[(rows["kind"] == kind) & (rows["phase"] == phase) & (rows["condition"] == condition)]
         seeds = part.groupby("seed")["recall"].mean()
         mean_N = part.groupby("test")["recall"].mean()
         change_N = (mean_N - whole_N.reindex(mean_N.index)).to_numpy()
@@ -45,7 +46,7 @@ def of_needles(rows: pd.DataFrame) -> Said:
     whole = short[short["kind"] == "none"]
     yield from _tests(rows, int(short["tests"].min()), float(whole["recall"].iloc[0]) if len(whole) else None)
     if (echoed := _echoed(rows)) is not None:
-        yield "care", f"recall counts words of the question too: an answer that only echoes it has {echoed:.2f}, so that this much is not lost by any ablation"
+        yield "care", f"recall counts words of the question too: an answer that only echoes it has {echoed:.2f}, and below that nothing was found"
     for (kind, _), part in short[short["kind"] != "none"].groupby(["kind", "phase"], sort=False):
         random = part[part["condition"].str.contains("random")]
         for row in part[~part["condition"].str.contains("random")].to_dict("records"):

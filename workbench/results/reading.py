@@ -48,13 +48,14 @@ WORDS = {
     "ph3": "memory against context",
     "presets": "quick against paper preset",
     "table": "a table",
+    "map": "a map of one head's attention",
     "text": "a text",
     "picture": "a picture or page",
     "unread": "cannot be shown",
 }
 """Every kind of result in words."""
 
-ENDINGS = {".md": "text", ".txt": "text", **dict.fromkeys((".png", ".svg", ".html", ".graphml"), "picture")}
+ENDINGS = {".npz": "map", ".md": "text", ".txt": "text", **dict.fromkeys((".png", ".svg", ".html", ".graphml"), "picture")}
 
 
 @dataclass(frozen=True, eq=False)

@@ -99,6 +99,7 @@ def _files(results: Results) -> Section:
 def _why(result: Result) -> str:
     return {
         "table": "a table that no section is made for; it is in the shared folder",
+        "map": "the dashboard's page Long context shows it",
         "text": "a text, which says more than its table",
         "picture": "a picture or page of its own",
     }[result.kind]
