@@ -164,6 +164,8 @@ def test_both_sides_are_drawn_with_what_is_pruned():
     assert (list(context.x), list(context.y)) == ([0.1], [1])
     assert (memory.marker.line.color, memory.marker.line.width[0], context.marker.line.width[0]) == (RIM, 3, 0)
     assert (list(memory.text), list(shown["neither"].text)) == (["L0H0"], [""])
+    near = traces(sides_figure(Sides(np.zeros((1, 3)), np.array([[1.01, 0.01, 1.0]])), [], "nats"))["context heads"]
+    assert list(zip(near.text, near.textposition, strict=True))[1:] == [("L0H2", "bottom right"), ("L0H0", "top right")]  # the lower one's name stands below
 
 
 def test_a_pruning_curve_is_drawn_with_its_bands():

@@ -12,7 +12,7 @@ from workbench.views.scores import LABELLED, OTHERS
 
 SIDES = {
     "memory": (OTHERS, "circle", ("top center", "bottom center")),
-    "context": (LABELLED, "diamond", ("bottom right", "top right")),
+    "context": (LABELLED, "diamond", ("top right", "bottom right")),
     "neither": ("#999999", "square", ("top center", "top center")),
 }
 """How the heads of a side are drawn, and where their names stand, in turns."""
@@ -50,10 +50,11 @@ def sides_figure(sides: Sides, pruned: list[Head], unit: str) -> go.Figure:
         if rows.empty:
             continue
         inside = [head in chosen for head in rows["head"]]
+        turns = rows["head"].isin(named).cumsum()
         figure.add_scatter(
             x=rows["memory"], y=rows["context"], customdata=rows["head"], name="neither" if side == "neither" else f"{side} heads",
             mode="markers+text", text=[head if head in named else "" for head in rows["head"]],
-            textposition=[places[place % 2] for place in range(len(rows))], textfont={"size": 11},
+            textposition=[places[turn % 2] for turn in turns], textfont={"size": 11},
             marker={"color": colour, "symbol": symbol, "size": [14 if one else 8 for one in inside], "opacity": 0.85,
                     "line": {"color": RIM, "width": [3 if one else 0 for one in inside]}},
             hovertemplate="<b>%{customdata}</b><br>memory %{x:+.3f}<br>context %{y:+.3f}<extra></extra>",
