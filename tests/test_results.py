@@ -98,6 +98,13 @@ def test_a_run_and_a_job_are_found_by_their_names(tmp_path):
     job = tmp_path / "jobs" / "abcd"
     labels().save(job / "heads.json")
     assert collect("abc", tmp_path).of("labels")
+    (job / "job.json").write_text('{"title": "Labels", "time": 1, "arguments": ["label", "--out", "heads.json"]}', encoding="utf-8")
+    (job / "log.txt").write_text("x", encoding="utf-8")
+    (job / "end.json").write_text('{"code": 0, "at": 2}', encoding="utf-8")
+    (job / "result.txt").write_text("said", encoding="utf-8")
+    found = collect("abcd", tmp_path)
+    assert [result.name for result in found.files] == ["heads.json", "result.txt"]
+    assert found.remark == "Made by the job `workbench label --out heads.json`, which is finished."
     (tmp_path / "jobs" / "abce").mkdir()
     with pytest.raises(InputError, match="2 runs begin with it: abcd, abce"):
         collect("abc", tmp_path)

@@ -14,6 +14,7 @@ import pyarrow as pa
 from workbench.circuits.circuit import SCHEMA as CIRCUIT
 from workbench.circuits.circuit import Circuit
 from workbench.errors import InputError
+from workbench.jobs import STATES, Job
 from workbench.labels import SCHEMA as LABELS
 from workbench.labels import HeadLabels
 from workbench.runs import Run
@@ -72,10 +73,11 @@ class Result:
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """All results of one place, by name; `title` is what it is called."""
+    """All results of one place, by name; `title` is what it is called, and of a job `remark` says which, and how far it is."""
 
     title: str
     files: tuple[Result, ...]
+    remark: str = ""
 
     def of(self, *kinds: str) -> list[Result]:
         """The results of some kinds."""
@@ -95,8 +97,10 @@ def collect(source: str | Path, runs: Path | None = None) -> Results:
     path = Path(source)
     if not path.exists():
         path = _named(str(source), runs)
+    job = Job(path) if (path / "job.json").is_file() else None
     if path.is_dir():
-        found = [_run(path)] if (path / "question.json").is_file() else [_read(one) for one in sorted(path.iterdir()) if _counts(one)]
+        every = sorted(path.iterdir()) if job is None else job.results
+        found = [_run(path)] if (path / "question.json").is_file() else [_read(one) for one in every if _counts(one)]
     else:
         beside = path.with_name("scores.parquet")
         found = [_read(path)]
@@ -104,7 +108,8 @@ def collect(source: str | Path, runs: Path | None = None) -> Results:
     if not any(result.value is not None for result in found):
         reasons = "; ".join(f"{result.name}: {result.problem}" for result in found if result.problem)
         raise InputError(f"there is no result to show in {source}" + (f" ({reasons})" if reasons else ""))
-    return Results(path.resolve().name if path.is_dir() else path.stem, tuple(found))
+    remark = "" if job is None else f"Made by the job `{job.command}`, which {STATES[job.state]}."
+    return Results(path.resolve().name if path.is_dir() else path.stem, tuple(found), remark)
 
 
 def _named(name: str, runs: Path | None) -> Path:

@@ -62,7 +62,7 @@ def _title(results: Results, cards: list[ModelCard]) -> str:
 
 
 def _words(results: Results, cards: list[ModelCard], sections: list[Section]) -> list[str]:
-    words = []
+    words = [results.remark] if results.remark else []
     if cards:
         card = cards[0]
         words.append(f"{card.name}, from {card.origin}{f' ({card.revision})' if card.revision else ''}, fingerprint {card.fingerprint or 'unknown'}.")
