@@ -105,6 +105,14 @@ def settled(page):
     page.wait_for_timeout(300)
 
 
+def choose(page, label, option):
+    """Choose an option of a select box by typing it: of a long list only the part in view is there."""
+    page.get_by_role("combobox", name=label).first.click()
+    page.keyboard.type(option)
+    page.get_by_role("option", name=option, exact=True).click()
+    settled(page)
+
+
 def fits(chromium, server, pictures, name, address, shown, width, scheme):
     """Open a page at one width, light or dark, wait for what it `shown`s (selectors), keep a picture, and see that nothing is wider than the window."""
     context = chromium.new_context(viewport={"width": width, "height": 1500}, color_scheme=scheme)

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from browsing import IN_A_BROWSER, PATIENCE, ROOT, WIDTHS, fits, settled
+from browsing import IN_A_BROWSER, PATIENCE, ROOT, WIDTHS, choose, fits, settled
 
 from workbench.labels import HeadLabels
 
@@ -21,13 +21,6 @@ PAGES = {
 def place_of(page, layer, head):
     box = page.locator("canvas.cells").bounding_box()
     return box["x"] + (head + 0.5) * box["width"] / 9, box["y"] + (layer + 0.5) * box["height"] / 30
-
-
-def choose(page, label, option):
-    page.get_by_role("combobox", name=label).first.click()
-    page.keyboard.type(option)  # of a long list only the part in view is there
-    page.get_by_role("option", name=option, exact=True).click()
-    settled(page)
 
 
 def test_a_head_is_found_opened_and_switched_off(page, server, pictures):

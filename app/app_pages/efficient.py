@@ -90,7 +90,7 @@ def quality(made: Choice, _asked: Context) -> None:
         st.markdown(
             f"Measured nearest to this policy, {row['full_heads']} heads full by {made.name}: **{row['kept']:.0%} of the needle recall** is kept (95% "
             f"{row['kept_low']:.0%} to {row['kept_high']:.0%}), the next token is the full model's in {row['agreement']:.1%}; perplexity "
-            f"{row['perplexity']:.2f}."
+            f"{row['perplexity']:.2f}. Other sizes of sinks and window, and other lengths, keep more or less."
         )
     else:
         st.markdown("No row of the table was chosen in this policy's way, so that it tells nothing about this very policy. It has: " + _ways(rows) + ".")
