@@ -145,12 +145,14 @@ def main() -> None:
         version = browser.version
         browser.close()
     table = pd.DataFrame(runs)
-    worst = table.groupby("view", sort=False).agg({name: "max" if name != "what is seen" else "last" for name in table if name not in ("repeat", "view")})
+    how = {"what is seen": "last", "wait, s": "min"}
+    worst = table.groupby("view", sort=False).agg({name: how.get(name, "max") for name in table if name not in ("repeat", "view")})
     most = worst["process of the tab, MB"].max()
     whose = "A random model of two layers reads it: the browser does not care whose numbers it shows; seconds of computing are not those of a real model."
     what = (
-        f"The most of {given.repeats} visits, each to a fresh server. Heap: JavaScript's with its array buffers, as it is and after a collection of garbage; "
-        f"process: what the tab's renderer holds for itself, Streamlit's page included, before that collection: at most {most:.0f} MB, {LIMIT} were allowed."
+        f"The most of {given.repeats} visits, each to a fresh server; of waits the least, as other work on the machine only adds to them. Heap: "
+        "JavaScript's with its array buffers, as it is and after a collection of garbage; process: what the tab's renderer holds for itself, "
+        f"Streamlit's page included, before that collection: at most {most:.0f} MB, {LIMIT} were allowed."
     )
     where = f"Chromium {version}, headless, window of 1400 × 1500; the machine's load was {before:.1f} before and {os.getloadavg()[0]:.1f} at the end."
     remarks = [f"A prompt of {given.tokens:,} tokens. {whose}", what, where]
