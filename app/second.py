@@ -1,5 +1,6 @@
 """Which other labels are compared with those shown? A file that is given on the page, or what a job computed."""
 
+import downloads
 import streamlit as st
 from chosen import LABELS_MB, parsed, runs, sentence
 from maps import head_map
@@ -53,11 +54,12 @@ def side_by_side(found: HeadLabels, probe: str, name: str) -> None:
         head_map(views.difference_canvas(found, other, result), key="difference")
         words = ", ".join(f"{what.replace('_', ' ')} {value:.2f}" for what, value in result.agreement.items())
         st.caption(f"Orange: higher in {names[1]}; blue: lower. Agreement over all heads: {words} (Spearman −1 to 1, overlap 0–1).")
-        st.plotly_chart(views.versus_figure(found, other, result, names), alt=f"Scatter plot of {probe} in both files", key="versus")
-    st.plotly_chart(views.depth_figure(result, names), alt=f"Lines of {probe} over depth in both files", key="depth")
+        downloads.chart(views.versus_figure(found, other, result, names), f"{probe}-versus", f"Scatter plot of {probe} in both files", key="versus")
+    downloads.chart(views.depth_figure(result, names), f"{probe}-depth", f"Lines of {probe} over depth in both files", key="depth")
     headings = {"first": names[0], "second": names[1], "jaccard": "Jaccard index"}
     st.dataframe(result.labels.rename(columns=headings), hide_index=True, column_config={"Jaccard index": st.column_config.NumberColumn(format="%.2f")})
     st.caption("Heads by label. The Jaccard index is the share of heads labelled in either file that are labelled in both, 0–1; empty where heads differ.")
+    downloads.table(result.labels.rename(columns=headings), "labels-side-by-side")
 
 
 def _files(job: jobs.Job) -> list:

@@ -110,8 +110,8 @@ def distribution_picture(labelled: Sequence[float], others: Sequence[float], nul
     parts.append(f'<path d="{"".join(outline)}" fill="none" stroke="{NULL}" stroke-width="1.4"/>')
     parts += [_line(x(value), 4, x(value), 6 + height, "4 3") for value in thresholds]
     named = [("labelled", LABELLED, len(labelled)), ("others", OTHERS, len(others)), ("null", NULL, len(null))]
-    return _drawing([*parts, *_axis(x, 6 + height, "score; heads upwards"), *_key([(f"{n} {name}", c) for name, c, n in named if n], 46 + height)], WIDTH,
-                    56 + height, alt)  # fmt: skip
+    return _drawing([*parts, *_axis(x, 6 + height, "score; heads upwards"), *_key([(f"{n} {name}", c) for name, c, n in named if n], 50 + height)], WIDTH,
+                    60 + height, alt)  # fmt: skip
 
 
 def intervals_picture(dots: Sequence[Dot], label: str, alt: str, lines: Sequence[float] = (), left: int = 62) -> str:
