@@ -38,7 +38,8 @@ def site(tmp_path_factory):
         return Path(ready)
     folder = tmp_path_factory.mktemp("built") / "site"
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "Documentation built" in done.stderr  # and not too quiet to count warnings
     return folder

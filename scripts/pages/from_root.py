@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from posixpath import normpath, relpath
 
@@ -83,5 +84,12 @@ def measured() -> str:
 
 
 def title(name: str) -> str:
-    """The first heading of a document."""
+    """The first heading of a document; with its file's name, where another one has the same heading."""
+    own = _heading(name)
+    alike = [other for other in shown() if other.endswith(".md") and _heading(other) == own]
+    return own if len(alike) == 1 else f"{own} ({Path(name).stem})"
+
+
+@cache
+def _heading(name: str) -> str:
     return next(line.removeprefix("# ") for line in (ROOT / name).read_text(encoding="utf-8").splitlines() if line.startswith("# "))

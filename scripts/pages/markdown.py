@@ -17,6 +17,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+WIDE = "---\nhide:\n  - toc\n---\n\n"
+"""What stands in front of a page that is one wide table."""
+
+
 @cache
 def readme() -> ModuleType:
     """`scripts/docs`, which writes the tables of the README."""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 
 from pages.ideal_heads import drawing
-from pages.markdown import after_first_line, code, language, link, source, table, written
+from pages.markdown import WIDE, after_first_line, code, language, link, source, table, written
 from workbench.probes import PRESETS, PROBES, Probe
 from workbench.rules import RULES, Rule, rule_text
 
@@ -105,4 +105,4 @@ def reference() -> str:
     ]
     columns = ("probe", "question", "range", "evidence", "null", "source", "labels")
     intro = "The name leads to the explanation of the score, with its definition and its code. `workbench probes NAME` tells the same in the terminal."
-    return f"# Probes\n\n{intro}\n\n{table(columns, rows)}\n"
+    return f"{WIDE}# Probes\n\n{intro}\n\n{table(columns, rows)}\n"

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
-from pages.markdown import after_first_line, code, fields_table, language, link, readme, table
+from pages.markdown import WIDE, after_first_line, code, fields_table, language, link, table
 from pages.probes import named
 from workbench.circuits.tasks import METRICS, TASKS
 from workbench.edits import FIND, KINDS, PHASES, RULES, Edit
@@ -21,13 +21,13 @@ def rules() -> str:
         "A rule says when a score makes a label. A head must also score above its own null. `workbench label --rule retrieval=0.2` changes a value, and the "
         "labels file records that it was changed. What the kinds of rules mean: [`Rule`][workbench.rules.Rule]."
     )
-    return f"# Rules\n\n{intro}\n\n{table(('label', 'probe', 'rule', 'source', 'what a random head gets'), rows)}\n"
+    return f"{WIDE}# Rules\n\n{intro}\n\n{table(('label', 'probe', 'rule', 'source', 'what a random head gets'), rows)}\n"
 
 
 def formats() -> str:
     """Every file format: which tools read it, what it takes, what it loses."""
     intro = "`workbench convert` writes and reads them, and the dashboard offers them for download."
-    return "\n\n".join(["# File formats of other tools", intro, readme().formats(), *(_format(form) for form in FORMATS.values())])
+    return "\n\n".join(["# File formats of other tools", intro, *(_format(form) for form in FORMATS.values())])
 
 
 def _format(form: Format) -> str:
