@@ -171,7 +171,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
     mark.append(header.mark ?? `${header.marked.length} labelled ${header.meaning}`);
   }
   sized();
-  const watcher = new ResizeObserver(sized);
-  watcher.observe(root);
-  return () => watcher.disconnect();
+  state.watcher?.disconnect(); // whoever watches for the last message keeps its numbers alive
+  state.watcher = new ResizeObserver(sized);
+  state.watcher.observe(root);
+  return () => state.watcher.disconnect();
 }
