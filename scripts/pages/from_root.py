@@ -76,7 +76,7 @@ def section(heading: str, at: str) -> str:
 def measured() -> str:
     """The index of what was measured: the reports on models, then the benchmarks."""
     parts = ["# What was measured", "Each page ends with the command that made it, the device, the seed and the versions."]
-    for folder in sorted({Path(name).parent.as_posix() for name in shown() if name.startswith(MEASURED)}):
+    for folder in dict.fromkeys(Path(name).parent.as_posix() for name in shown() if name.startswith(MEASURED) and name.endswith(".md")):
         texts = [name for name in shown() if Path(name).parent.as_posix() == folder and name.endswith(".md")]
         parts.append(f"## `{folder}`")
         parts.append("\n".join(f"- [{title(name)}]({name})" for name in texts))
