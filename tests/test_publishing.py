@@ -80,7 +80,8 @@ def test_the_folder_is_pushed_whole(tmp_path, monkeypatch):
         def create_repo(self, name, *, private, exist_ok):
             calls.append(("create", name, private, exist_ok))
 
-        def upload_folder(self, *, repo_id, folder_path, commit_message):
+        def upload_folder(self, *, repo_id, folder_path, **how):
+            assert "attention-head-workbench" in how["commit_message"]
             calls.append(("upload", repo_id, sorted(path.name for path in folder_path.iterdir())))
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
