@@ -117,7 +117,7 @@ def test_the_numbers_are_those_of_the_files(folder, report):
 
 
 def test_pictures_tell_the_numbers_of_their_heads(folder, report):
-    pictures = {picture.name: picture for picture in report.pictures()}
+    pictures = {picture.name: picture for _, picture in report.pictures()}
     assert len(pictures) == len(list(report.pictures()))
     circles = re.findall(r"<title>(L\dH\d): ([\d.]+)(?: \((\S+) to (\S+)\))?</title>", pictures["strongest_retrieval"].svg)
     table = HeadScores.load(folder / "scores.parquet").table.set_index(["layer", "head"])
@@ -249,7 +249,7 @@ def test_a_folder_has_the_page_figures_tables_and_labels(folder, tmp_path, no_br
     root = tmp_path / "out"
     names = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
     assert names == {str(path.relative_to(root)) for path in shared.files}
-    pictures = [picture.name for picture in report.pictures()]
+    pictures = [picture.name for _, picture in report.pictures()]
     assert {f"figures/{name}.{ending}" for name in pictures for ending in ("svg", "png", "html")} <= names
     assert len(no_browser) == len(pictures)
     assert {f"tables/{name}.{ending}" for name in ("scores", "needles", "policies", "other", "files", "labels") for ending in ("csv", "parquet")} <= names
@@ -321,6 +321,40 @@ def test_names_of_files_are_safe(tmp_path, no_browser):
     share(report_of(results), results, tmp_path / "out")
     assert not [path for path in tmp_path.rglob("*evil*") if tmp_path / "out" / "figures" not in path.parents]
     assert (tmp_path / "out" / "figures" / "map_a_b_c.svg").is_file()
+
+
+def test_a_table_says_what_the_text_beside_it_says_of_its_making(folder):
+    (folder / "needles.md").write_text("# Needles\n\nMade by `python needles.py` on a machine.\n", encoding="utf-8")
+    report = report_of(collect(folder))
+    assert report.provenance["needles.csv"].startswith("Made by `python needles.py` on a machine, sha256 ")
+    assert report.provenance["policies.csv"].startswith("sha256 ")
+    with pytest.raises(InputError, match="no result to show"):
+        collect(folder / "needles.md")
+
+
+def test_no_figure_takes_the_place_of_another(tmp_path, no_browser):
+    alike = HeadLabels(CARD, {}, {"a/b": np.eye(2, 3), "a b": np.ones((2, 3)), "A_b": np.zeros((2, 3))})
+    results = collect_one(alike)
+    report = report_of(results)
+    shared = share(report, results, tmp_path / "out")
+    assert len({path.name.lower() for path in shared.files if path.suffix == ".svg"}) == len(list(report.pictures())) == 9
+    links = [attributes.get("href") for tag, attributes in parsed((tmp_path / "out" / "index.html").read_text(encoding="utf-8")).seen if tag == "a"]
+    assert {"figures/map_a_b.svg", "figures/map_a_b-2.svg", "figures/map_A_b-3.svg"} <= set(links)
+
+
+def test_a_figure_says_what_made_it_and_not_what_made_others(folder, tmp_path, no_browser):
+    results = collect(folder)
+    share(report_of(results), results, tmp_path / "out")
+    figures = tmp_path / "out" / "figures"
+    heads, found = ((figures / f"{name}.html").read_text(encoding="utf-8") for name in ("map_retrieval", "circuit_map"))
+    assert "preset paper" in heads
+    assert "method patching" not in heads
+    assert "method patching" in found
+    assert "preset paper" not in found
+    digest = {result.name: result.sha256[:16] for result in results.files}
+    assert digest["circuit.json"] in found
+    assert digest["heads.json"] in heads
+    assert digest["needles.csv"] in (figures / "needles_recall.html").read_text(encoding="utf-8")
 
 
 def run(*arguments):

@@ -56,12 +56,15 @@ WORDS = {
 }
 """Every kind of result in words."""
 
-ENDINGS = {".npz": "map", ".md": "text", ".txt": "text", **dict.fromkeys((".png", ".svg", ".html", ".graphml"), "picture")}
+ENDINGS = {".npz": "map", **dict.fromkeys((".png", ".svg", ".html", ".graphml"), "picture")}
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """One file: its `name`, its `kind` (`WORDS`), the `value` that was read, its size in bytes and SHA-256, or the `problem` why it cannot be shown."""
+    """One file: its `name`, its `kind` (`WORDS`), the `value` that was read (of a text, what made it), its size in bytes and SHA-256.
+
+    Or the `problem` why it cannot be shown.
+    """
 
     name: str
     kind: str
@@ -105,7 +108,7 @@ def collect(source: str | Path, runs: Path | None = None) -> Results:
         beside = path.with_name("scores.parquet")
         found = [_read(path)]
         found += [_read(beside)] if found[0].kind == "labels" and beside.is_file() else []
-    if not any(result.value is not None for result in found):
+    if not any(result.value is not None and result.kind != "text" for result in found):
         reasons = "; ".join(f"{result.name}: {result.problem}" for result in found if result.problem)
         raise InputError(f"there is no result to show in {source}" + (f" ({reasons})" if reasons else ""))
     remark = "" if job is None else f"Made by the job `{job.command}`, which {STATES[job.state]}."
@@ -180,13 +183,19 @@ def _table(rows: pd.DataFrame) -> tuple[str, Any]:
     return next((kind for kind, columns in TABLES.items() if columns <= there and len(rows)), "table"), rows
 
 
+def _text(_path: Path, content: bytes) -> tuple[str, Any]:
+    """Of a text, the sentence that says what made it and the tables beside it, as benchmarks write it; None where there is none."""
+    lines = content.decode("utf-8", "replace").splitlines()
+    return "text", next((line for line in reversed(lines) if line.startswith("Made by ")), None)
+
+
 def _other(path: Path, _content: bytes) -> tuple[str, Any]:
     if path.suffix not in ENDINGS:
         raise InputError(f"a {path.suffix or 'file without an ending'}, which is none of the results")
     return ENDINGS[path.suffix], None
 
 
-_KINDS: dict[str, Callable[[Path, bytes], tuple[str, Any]]] = {".json": _json, ".parquet": _parquet, ".csv": _csv}
+_KINDS: dict[str, Callable[[Path, bytes], tuple[str, Any]]] = {".json": _json, ".parquet": _parquet, ".csv": _csv, ".md": _text, ".txt": _text}
 
 
 def _run(folder: Path) -> Result:

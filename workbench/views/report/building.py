@@ -5,7 +5,6 @@ from dataclasses import replace
 import pandas as pd
 
 from workbench.heads import ModelCard
-from workbench.labels import HeadLabels
 from workbench.results import LEVELS, Result, Results
 from workbench.results.caveats import counted
 from workbench.results.reading import TABLES, WORDS
@@ -40,17 +39,17 @@ def report_of(results: Results) -> Report:
     scores = results.first("scores")
     sections = [labels_section(result.value, scores, result.name, "" if result is labels[0] else f"{_stem(result)}_") for result in labels]
     if labels and scores is not None:
-        sections[0] = _with_scores(sections[0], scores)
+        sections[0] = _with_scores(sections[0], scores, results.of("scores")[0].name)
     sections += [scores_section(result.value, result.name) for result in results.of("scores") if not labels]
     sections += [circuit_section(result.value, result.name) for result in results.of("circuit")]
     sections += [run_section(result.value, result.name) for result in results.of("run")]
     sections += [table_section(result) for kind in TABLES for result in results.of(kind)]
     cards = [result.value.card for result in (*labels, *results.of("scores", "circuit"))]
-    return Report(_title(results, cards), tuple(_words(results, cards, sections)), (*sections, _files(results)), _provenance(labels, scores))
+    return Report(_title(results, cards), tuple(_words(results, cards, sections)), (*sections, _files(results)), _provenance(results))
 
 
-def _with_scores(section: Section, scores: HeadScores) -> Section:
-    return replace(section, blocks=(*section.blocks, scores_table(scores)))
+def _with_scores(section: Section, scores: HeadScores, name: str) -> Section:
+    return replace(section, blocks=(*section.blocks, scores_table(scores)), sources=(*section.sources, name))
 
 
 def _stem(result: Result) -> str:
@@ -105,13 +104,15 @@ def _why(result: Result) -> str:
     }[result.kind]
 
 
-def _provenance(labels: list[Result], scores: HeadScores | None) -> dict[str, str]:
-    """What made the first labels, and the scores beside them."""
-    made: dict[str, str] = {}
-    values: list[tuple[str, HeadLabels | HeadScores | None]] = [("labels", labels[0].value if labels else None), ("scores", scores)]
-    for name, value in values:
-        if value is not None:
-            told = {key: content for key, content in value.provenance.items() if not isinstance(content, (list, dict)) and content is not None}
-            versions = value.provenance.get("versions", {})
-            made[name] = ", ".join(f"{key} {content}" for key, content in {**told, **versions}.items())
+def _provenance(results: Results) -> dict[str, str]:
+    """What made each file that is shown, as far as it or the text beside it says so, and its SHA-256."""
+    texts = {_stem(result): result.value for result in results.of("text") if result.value is not None}
+    made = {}
+    for result in results.of(*SHOWN):
+        told = result.value.question if result.kind == "run" else getattr(result.value, "provenance", {})
+        plain = {key: content for key, content in told.items() if isinstance(content, (str, int, float))} | told.get("versions", {})
+        beside = texts.get(result.name.partition(".")[0], "") if result.kind in TABLES else ""
+        made[result.name] = ", ".join(
+            [*filter(None, [beside.rstrip(".")]), *(f"{key} {content}" for key, content in plain.items()), f"sha256 {result.sha256[:16]}"]
+        )
     return made

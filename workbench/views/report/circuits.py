@@ -44,7 +44,7 @@ def circuit_section(circuit: Circuit, name: str) -> Section:
         blocks.append(Table(f"{stem}_edges", edges, "Edges between these heads, measured on held-out prompts, the strongest first.", shown))
     held = [f"{row['faithfulness']:.2f} ({row['low']:.2f} to {row['high']:.2f}, {row['ablation']})" for row in circuit.faithfulness.to_dict("records")]
     in_short = f"{len(circuit.heads)} heads for {circuit.task}: faithfulness {'; '.join(held) or 'not measured'}."
-    return Section(f"Circuit: {circuit.task} ({name})", tuple(words), tuple(blocks), tuple(caveats_of_circuit(circuit, name)), in_short)
+    return Section(f"Circuit: {circuit.task} ({name})", tuple(words), tuple(blocks), tuple(caveats_of_circuit(circuit, name)), in_short, sources=(name,))
 
 
 def effect_matrix(circuit: Circuit) -> np.ndarray:

@@ -7,17 +7,17 @@ from importlib.resources import files
 
 from workbench.views.canvas import script
 from workbench.views.inline import inline
-from workbench.views.report.parts import Picture, Report
+from workbench.views.report.parts import Picture, Report, Section
 
 
-def figure_page(picture: Picture, report: Report) -> str:
-    """The page of one picture of a report, self-contained."""
+def figure_page(picture: Picture, section: Section, report: Report) -> str:
+    """The page of one picture of a section of a report, self-contained."""
     style = files("workbench").joinpath("data/figure.css").read_text(encoding="utf-8")
     drawn = f"<figure>{picture.svg}<figcaption>{html.escape(picture.caption)}</figcaption></figure>"
     if picture.canvas is not None:
         style += script("head_map")[1]
         drawn = f'<div id="map"></div><p>{html.escape(picture.caption)}</p>{_drawn(picture.canvas())}'
-    made = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(words)}</dd>" for name, words in report.provenance.items())
+    made = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(words)}</dd>" for name, words in report.made_from(section).items())
     title = html.escape(f"{report.title}: {picture.name}")
     head = f'<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n<style>\n{style}</style>'
     words = html.escape(report.words[0]) if report.words else ""

@@ -44,7 +44,7 @@ def labels_section(labels: HeadLabels, scores: HeadScores | None, name: str, pre
     if len(made) > MOST_CARDS:
         words.append(f"{len(made) - MOST_CARDS} more maps are not drawn here; `workbench show` draws them.")
     text = text_map(made[0].score_LH, title=made[0].title, marked=made[0].marked, meaning=made[0].meaning).plain if made else ""
-    return Section(f"Heads: {name}", tuple(words), tuple(blocks), tuple(caveats_of_labels(labels, scores, name)), _in_short(labels), text)
+    return Section(f"Heads: {name}", tuple(words), tuple(blocks), tuple(caveats_of_labels(labels, scores, name)), _in_short(labels), text, (name,))
 
 
 def scores_section(scores: HeadScores, name: str) -> Section:

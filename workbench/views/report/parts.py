@@ -61,7 +61,7 @@ Block = Picture | Table | Card
 class Section:
     """One result: a title, words, the blocks that show it, the caveats that it calls for, and what came out `in_short`, a sentence.
 
-    `text` is a drawing in letters, for files without pictures.
+    `text` is a drawing in letters, for files without pictures; `sources` are the names of the files that it shows.
     """
 
     title: str
@@ -70,6 +70,7 @@ class Section:
     caveats: tuple[Caveat, ...] = ()
     in_short: str = ""
     text: str = ""
+    sources: tuple[str, ...] = ()
 
     @property
     def anchor(self) -> str:
@@ -79,7 +80,7 @@ class Section:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """A whole report: title, what is told first, and sections."""
+    """A whole report: title, what is told first, sections, and what made each file by its name."""
 
     title: str
     words: tuple[str, ...]
@@ -91,11 +92,16 @@ class Report:
         """Those of all sections."""
         return [caveat for section in self.sections for caveat in section.caveats]
 
-    def pictures(self) -> Iterator[Picture]:
-        """Every picture, in order."""
+    def pictures(self) -> Iterator[tuple[Section, Picture]]:
+        """Every picture with its section, in order."""
         for section in self.sections:
             for block in section.blocks:
-                yield from block.pictures if isinstance(block, Card) else [block] if isinstance(block, Picture) else []
+                found = block.pictures if isinstance(block, Card) else (block,) if isinstance(block, Picture) else ()
+                yield from ((section, picture) for picture in found)
+
+    def made_from(self, section: Section) -> dict[str, str]:
+        """What made the files of a section."""
+        return {name: self.provenance[name] for name in section.sources if name in self.provenance}
 
     def tables(self) -> Iterator[Table]:
         """Every table, in order."""

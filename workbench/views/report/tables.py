@@ -22,7 +22,7 @@ MEMORY = "KV memory, share of the full model's"
 def table_section(result: Result) -> Section:
     """A section about a table of one of the kinds of `results.reading.TABLES`."""
     title, words, blocks, in_short = _OF[result.kind](result.value, result.name.rpartition(".")[0])
-    return Section(f"{title}: {result.name}", words, blocks, tuple(caveats_of_table(result.kind, result.value, result.name)), in_short)
+    return Section(f"{title}: {result.name}", words, blocks, tuple(caveats_of_table(result.kind, result.value, result.name)), in_short, sources=(result.name,))
 
 
 Told = tuple[str, tuple[str, ...], tuple[Block, ...], str]
@@ -186,7 +186,7 @@ def run_section(run: Run, name: str) -> Section:
     table = [Table("samples", pd.concat(tables, ignore_index=True), "Mean scores of the samples that count.")] if tables else []
     words = (", ".join(f"{key} {value}" for key, value in told.items()) + ".",)
     in_short = f"Samples of {', '.join(one.probe for one in samples_of(run)) or 'no probe'}."
-    return Section(f"Run {name}", words, (*cards, *table), tuple(caveats_of_run(run, name)), in_short)
+    return Section(f"Run {name}", words, (*cards, *table), tuple(caveats_of_run(run, name)), in_short, sources=(name,))
 
 
 _OF: Mapping[str, Callable[[pd.DataFrame, str], Told]] = {
