@@ -14,7 +14,7 @@ from browsing import CHROMIUM
 from workbench.errors import InputError
 from workbench.heads import Head
 from workbench.views import camera, check_ending, figure_bytes, save_figure, save_table, table_bytes
-from workbench.views.export import NO_BROWSER, NO_KALEIDO, drawn, packed, pictures
+from workbench.views.export import NO_BROWSER, NO_KALEIDO, NO_START, drawn, packed, pictures
 from workbench.views.svg import LABELLED, NULL, RISING, SIGNED, Curve, Dot, curves_picture, distribution_picture, intervals_picture, map_picture
 
 FIGURE = go.Figure(go.Bar(x=["one", "two"], y=[1, 2]), layout={"width": 300, "height": 200, "title": "Two bars"})
@@ -94,12 +94,14 @@ def test_without_kaleido_or_a_browser_it_says_what_to_do(monkeypatch):
     monkeypatch.undo()
     kaleido, errors = pytest.importorskip("kaleido"), pytest.importorskip("choreographer.errors")
 
-    def missing(*_, **__):
-        raise errors.ChromeNotFoundError
+    for kind, words in ((errors.ChromeNotFoundError, NO_BROWSER), (errors.BrowserFailedError, NO_START), (errors.BrowserClosedError, NO_START)):
 
-    monkeypatch.setattr(kaleido, "write_fig_from_object_sync", missing)
-    with pytest.raises(InputError, match=re.escape(NO_BROWSER)):
-        figure_bytes(FIGURE, ".svg")
+        def failing(*_, kind=kind, **__):
+            raise kind
+
+        monkeypatch.setattr(kaleido, "write_fig_from_object_sync", failing)
+        with pytest.raises(InputError, match=re.escape(words)):
+            figure_bytes(FIGURE, ".svg")
 
 
 def test_the_camera_saves_what_was_asked_for():

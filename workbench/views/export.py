@@ -30,6 +30,9 @@ NO_KALEIDO = "pictures need kaleido: pip install 'attention-head-workbench[image
 NO_BROWSER = "pictures need a Chromium or Chrome on this machine (on Debian: apt install chromium), which draws them; a page, .html, needs nothing"
 
 
+NO_START = "pictures could not be drawn: the Chromium or Chrome of this machine does not start, or closed; a page, .html, needs nothing"
+
+
 def check_ending(path: str | Path) -> None:
     """Raise `InputError` unless a figure can be written by this name, so that it shows before anything is computed."""
     if Path(path).suffix not in FIGURES:
@@ -53,7 +56,7 @@ def pictures(figures: Sequence[go.Figure], ending: str = ".png") -> list[bytes]:
     """Several figures as pictures, `.png` or `.svg`, with one start of the browser. Raises `InputError` as `figure_bytes` does."""
     if find_spec("kaleido") is None:
         raise InputError(NO_KALEIDO)
-    from choreographer.errors import ChromeNotFoundError
+    from choreographer.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError
     from kaleido import write_fig_from_object_sync
 
     scale = SCALE if ending == ".png" else 1
@@ -71,6 +74,8 @@ def pictures(figures: Sequence[go.Figure], ending: str = ".png") -> list[bytes]:
             write_fig_from_object_sync(asked, kopts={"mathjax": False, "n": 1})
         except ChromeNotFoundError as error:
             raise InputError(NO_BROWSER) from error
+        except (BrowserClosedError, BrowserFailedError) as error:
+            raise InputError(NO_START) from error
         contents = [path.read_bytes() for path in paths]
     return [packed(content) for content in contents] if ending == ".png" else contents
 
