@@ -68,10 +68,11 @@ def test_it_opens_on_the_bundled_circuit_without_loading_a_model(monkeypatch):
     app, circuit = shown(), Circuit.load(BUNDLED)
     assert app.title[0].value == "Circuits"
     assert ALL_HEADS in words(app)
-    faithful, heads = (frame.value for frame in app.dataframe)
-    assert set(faithful.columns) == {"measure", "resample", "mean", "zero"}
-    assert faithful.set_index("measure").loc["faithfulness", "resample"] == pytest.approx(circuit.faithfulness["faithfulness"][0])
-    assert list(faithful["measure"]) == [name for name in circuit.faithfulness if name != "ablation"]
+    (heads,), faithful = (frame.value for frame in app.dataframe), app.table[0].value
+    assert set(faithful.columns) == {"resample", "mean", "zero"}
+    row = circuit.faithfulness.set_index("ablation").loc["resample"]
+    assert faithful.loc["faithfulness", "resample"] == f"{row['faithfulness']:.3g} ({row['low']:.3g} to {row['high']:.3g})"
+    assert set(faithful.index) >= {"full", "empty", "complement_faithfulness", "recovered", "kl", "incompleteness", "n"}
     assert list(heads["head"]) == [str(head) for head in circuit.heads]
     assert {"resample_drop", "mean_drop", "zero_drop"} <= set(heads.columns)
     assert len(app.get("plotly_chart")) == 2

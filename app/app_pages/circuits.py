@@ -100,9 +100,8 @@ def faithful(made: Circuit) -> None:
         faithfulness_figure(made.faithfulness), "faithfulness", "Faithfulness of the circuit, its complement and random rivals, by ablation", made.faithfulness
     )
     turned = faithfulness_table(made.faithfulness)
-    numbers = {name: st.column_config.NumberColumn(format="%.3g") for name in turned.columns if name != "measure"}
-    st.dataframe(turned, hide_index=True, placeholder="–", column_config=numbers, height=36 * (len(turned) + 1))
-    st.caption("On prompts that it was not found on. 1 is the full model, 0 all heads ablated; low and high are the ends of 95% intervals over prompts.")
+    st.table(turned.set_index("measure"))
+    st.caption("On prompts that it was not found on. 1 is the full model, 0 all heads ablated; in brackets 95% intervals over prompts.")
     from workbench.circuits.faithfulness import COLUMNS
 
     with st.popover("What the measures mean", type="tertiary"):

@@ -52,20 +52,9 @@ def _number(value: float | None) -> str:
 
 def by_ablation(table: "pd.DataFrame") -> Table:
     """What `faithfulness.evaluate` measured, a column for each ablation."""
-    turned = with_intervals(table).set_index("ablation").T
-    return page_table(turned.rename_axis(columns=None).reset_index(names="measure"))
+    from workbench.views.circuit_tables import faithfulness_table
 
-
-def with_intervals(table: "pd.DataFrame") -> "pd.DataFrame":
-    """The same with a number and the ends of its interval in one cell: 0.62 (0.44 to 0.77)."""
-    made = table.copy()
-    for name in table:
-        low, high = ("low", "high") if name == "faithfulness" else (f"{name}_low", f"{name}_high")
-        if low in table:
-            cells = zip(table[name], table[low], table[high], strict=True)
-            made[name] = [None if value != value else f"{value:.3g} ({least:.3g} to {most:.3g})" for value, least, most in cells]  # noqa: PLR0124 (NaN)
-            made = made.drop(columns=[low, high])
-    return made
+    return page_table(faithfulness_table(table))
 
 
 def page_table(frame: "pd.DataFrame") -> Table:

@@ -7,7 +7,7 @@ import typer
 
 from workbench.cli import show
 from workbench.cli.app import Device, Dtype, Json, ModelName, Revision, app
-from workbench.cli.circuit_pages import page_table, with_intervals
+from workbench.cli.circuit_pages import page_table
 from workbench.errors import InputError, unknown
 from workbench.sources import DEFAULT_MODEL
 
@@ -84,6 +84,8 @@ def _tables(found: "Ph3", out: Path) -> list[Path]:
 
 
 def _page(found: "Ph3", steer: str) -> None:
+    from workbench.views.circuit_tables import with_intervals
+
     facts = found.provenance
     show.result(f"{found.card.name}, {facts['task']}: {', '.join(f'{name} {count}' for name, count in facts['items'].items() if name != 'dropped')} conflicts")
     for side, heads in found.heads.items():

@@ -14,9 +14,25 @@ RIVALS = "#999999"
 
 
 def faithfulness_table(table: pd.DataFrame) -> pd.DataFrame:
-    """What was measured, a row for each measure and a column for each ablation: `Faithfulness.table`, turned, whatever columns it has."""
-    turned = table.set_index("ablation").astype(float).T
-    return turned.rename_axis(columns=None).reset_index(names="measure")
+    """What was measured, as text, a row for each measure and a column for each ablation: `Faithfulness.table`, turned, whatever columns it has."""
+    turned = with_intervals(table.set_index("ablation").astype(float)).T
+    return turned.map(_text).rename_axis(columns=None).reset_index(names="measure")
+
+
+def with_intervals(table: pd.DataFrame) -> pd.DataFrame:
+    """The same with a number and the ends of its interval, in the columns beside it, in one cell: 0.62 (0.44 to 0.77)."""
+    made = table.copy()
+    for name in table:
+        low, high = ("low", "high") if name == "faithfulness" else (f"{name}_low", f"{name}_high")
+        if low in table:
+            cells = zip(table[name], table[low], table[high], strict=True)
+            made[name] = [None if pd.isna(value) else f"{value:.3g} ({least:.3g} to {most:.3g})" for value, least, most in cells]
+            made = made.drop(columns=[low, high])
+    return made
+
+
+def _text(cell: Any) -> str:
+    return "–" if pd.isna(cell) else f"{cell:.3g}" if isinstance(cell, float) else str(cell)
 
 
 def faithfulness_figure(table: pd.DataFrame) -> go.Figure:
