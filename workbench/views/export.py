@@ -56,7 +56,7 @@ def pictures(figures: Sequence[go.Figure], ending: str = ".png") -> list[bytes]:
     """Several figures as pictures, `.png` or `.svg`, with one start of the browser. Raises `InputError` as `figure_bytes` does."""
     if find_spec("kaleido") is None:
         raise InputError(NO_KALEIDO)
-    from choreographer.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError
+    from choreographer.errors import BrowserClosedError, BrowserDepsError, BrowserFailedError, ChromeNotFoundError
     from kaleido import write_fig_from_object_sync
 
     scale = SCALE if ending == ".png" else 1
@@ -74,7 +74,7 @@ def pictures(figures: Sequence[go.Figure], ending: str = ".png") -> list[bytes]:
             write_fig_from_object_sync(asked, kopts={"mathjax": False, "n": 1})
         except ChromeNotFoundError as error:
             raise InputError(NO_BROWSER) from error
-        except (BrowserClosedError, BrowserFailedError) as error:
+        except (BrowserClosedError, BrowserDepsError, BrowserFailedError) as error:
             raise InputError(NO_START) from error
         contents = [path.read_bytes() for path in paths]
     return [packed(content) for content in contents] if ending == ".png" else contents
