@@ -220,6 +220,7 @@ def test_it_stays_on_this_machine_and_tells_nobody():
     assert 'address = "127.0.0.1"' in settings
     assert "gatherUsageStats = false" in settings
     assert f"maxUploadSize = {chosen.LABELS_MB}" in settings
+    assert "magicEnabled = false" in settings
 
 
 @pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(APP)) for path in FILES])

@@ -21,8 +21,7 @@ REPORT = BUNDLED.with_name("needle_ablation.csv")
 KINDS = {"zero": "write nothing", "mean": "write their mean on natural text", "uniform": "look everywhere alike while they answer"}
 JUDGED = {"new words": "recall", "all words": "word_recall"}
 MOST = 100
-BOUND: dict[str, Any] = {"bind": "query-params", "on_change": forget}
-"""How a setting stands in the address; another one asks another question."""
+BOUND: dict[str, Any] = {"bind": "query-params", "on_change": forget}  # how a setting stands in the address; another one asks another question
 
 
 def asked(found: HeadLabels) -> dict[str, str]:
