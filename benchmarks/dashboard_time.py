@@ -22,7 +22,9 @@ from report import write_report
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
-MAP, TOKENS, CHART = "canvas.cells", ".token-map .token", ".js-plotly-plot"
+MAP, TOKENS, CHART = "canvas.cells", ".token-map .token", ".js-plotly-plot:has-text('with all heads')"
+OTHERS = ("Long context", "Needle test", "Sinks and calibration", "Successor heads", "Circuits", "Efficient attention", "Runs")
+QUIET = "[data-testid=stApp][data-test-script-state=notRunning]"
 
 
 @contextmanager
@@ -77,6 +79,13 @@ def once(browser: Browser) -> dict[str, float]:
         found["switching a head off, s"] = waited(page.get_by_text("Switch off and predict again").click, page, CHART)
         page.wait_for_timeout(2_000)
         found["JavaScript heap of the tab, MB"] = context.new_cdp_session(page).send("Runtime.getHeapUsage")["usedSize"] / 1e6
+        for round_ in ("first time", "again"):
+            for name in OTHERS:
+                link = page.get_by_role("link", name=name, exact=True).first
+                heading = waited(link.click, page, f"h1:has-text('{name}')")
+                found[f"to {name}, {round_}: heading, s"] = heading
+                found[f"to {name}, {round_}: all of it, s"] = heading + waited(lambda: None, page, QUIET)
+                page.wait_for_timeout(1_500)
         context.close()
     return found
 
