@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from browsing import CHROMIUM
 from nbclient.exceptions import CellExecutionError
 from PIL import Image
 
@@ -25,6 +26,7 @@ KINDS = {"image/png", "text/html", "text/markdown", "text/plain"}
 LINES = 24
 """Of a cell: ten of code, imports and asserts aside, and what is left of a function or a table."""
 
+drawn = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to draw pictures with; on Debian: apt install chromium")
 each_notebook = pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 
 
@@ -103,6 +105,7 @@ def test_every_link_leads_somewhere(path):
 # ---------------------------------------------------------------- how they are run and cleaned
 
 
+@drawn
 @pytest.mark.slow
 def test_figures_become_pictures_and_a_notebook_runs_beside_the_reports(script, tmp_path):
     path = tmp_path / "one.ipynb"
@@ -167,6 +170,7 @@ def test_packed_colours_are_those_of_the_picture(script):
 @pytest.mark.model
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@drawn
 @each_notebook
 def test_a_notebook_runs_and_its_claims_hold(script, path):
     """Every claim is an assertion in the notebook; a cell that fails raises here."""
