@@ -149,9 +149,9 @@ def implementation(request, monkeypatch):
 
 def skip_what_it_refuses(name, p):
     if name == "merged" and p.softcap is not None:
-        pytest.skip("flash attention caps no scores")
+        pytest.skip("flash attention, which this way merges, has no soft cap; the package refuses it")
     if name == "merged" and p.q_BHQE.dtype == BF16 and DEVICE == "cpu":
-        pytest.skip("the stand-in of flash attention rounds differently")
+        pytest.skip("on a CPU `masked_flash` stands in for the kernel of CUDA, and rounds bfloat16 differently")
 
 
 def run(p, name):

@@ -25,6 +25,13 @@ ALONE = "The file has scores of one probe only."
 VIEWS = ("Distribution", "Two probes", "Agreement", "Table", "Side by side", "Export", "Evidence")
 
 
+def question(probe: str) -> str:
+    """What a probe asks of a head."""
+    from workbench.probes import PROBES
+
+    return PROBES[probe].question if probe in PROBES else f"{probe} is no probe of this workbench; its scores come with the file."
+
+
 def distribution(found: HeadLabels, probe: str) -> None:
     """The scores of all heads, and what the file tells of threshold and null."""
     behind = scores()
@@ -116,6 +123,4 @@ with right:
     view = st.segmented_control("View", VIEWS, default=VIEWS[0], required=True, key="view", bind="query-params", label_visibility="collapsed", wrap=True)
     SHOWN[view](found, probe)
 
-from workbench.probes import PROBES  # noqa: E402 it takes seconds, and the map is already there
-
-left.caption(PROBES[probe].question if probe in PROBES else f"{probe} is no probe of this workbench; its scores come with the file.")
+left.caption(question(probe))  # last, as reading the probes takes seconds, and the map is already there

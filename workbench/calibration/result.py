@@ -72,9 +72,9 @@ class Calibration:
     def told(self) -> dict[str, Any]:
         """Agreement of the screening, cost, held-out means and remarks, as plain data."""
         mean = self.held_out[self.held_out["task"] == "mean"]
-        rows = [{name: None if value != value else value for name, value in row.items()} for row in mean.to_dict("records")]  # noqa: PLR0124
+        rows = [{name: None if pd.isna(value) else value for name, value in row.items()} for row in mean.to_dict("records")]
         return {
-            "agreement": {part: {name: None if value != value else value for name, value in found.items()} for part, found in self.search.agreement.items()},  # noqa: PLR0124
+            "agreement": {part: {name: None if pd.isna(value) else value for name, value in found.items()} for part, found in self.search.agreement.items()},
             "cost": self.search.cost,
             "held_out": rows,
             "remarks": list(self.remarks),

@@ -5,7 +5,7 @@ all other heads are frozen) is computed once for all receivers, and only what li
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -164,7 +164,7 @@ class _Paths:
     def _layer(self, receiver: Receiver) -> int:
         return self.shape.n_layers if receiver == LOGITS else receiver.layer
 
-    def _carried(self, senders: list[int], replaced_SLH: np.ndarray):  # noqa: ANN202
+    def _carried(self, senders: list[int], replaced_SLH: np.ndarray) -> Iterator[tuple[int, list[int], Tensor | None]]:
         """The residual streams in front of each layer, of the senders below it."""
         if not self.frozen:
             yield from sweep(self.anatomy, self.scene.base, self.other, replaced_SLH, first=self.first, frozen=True, last_only=True)

@@ -1,5 +1,6 @@
 """How is a circuit shown in a terminal? Its heads, its edges, and how far to believe them."""
 
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,5 +62,11 @@ def page_table(frame: "pd.DataFrame") -> Table:
     """A table of results: three digits, – for what is not known."""
     made = show.table(*map(str, frame.columns), numbers=tuple(str(name) for name in frame.columns if frame[name].dtype.kind in "fiu"))
     for row in frame.itertuples(index=False):
-        made.add_row(*("–" if cell is None or cell != cell else f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))  # noqa: PLR0124 (NaN)
+        made.add_row(*map(_cell, row))
     return made
+
+
+def _cell(value: object) -> str:
+    if value is None or (isinstance(value, float) and isnan(value)):
+        return "–"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

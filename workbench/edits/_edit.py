@@ -93,7 +93,7 @@ class BaseEdit:
 
     def opened(self, scene: Scene) -> Step:
         """The step that changes scores or probabilities in one layer and pass."""
-        raise NotImplementedError
+        raise NotImplementedError  # only edits whose `looking` names heads are asked, and these define it
 
 
 def parsed(heads: Any) -> tuple[Head, ...] | None:

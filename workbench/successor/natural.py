@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class Kinds:
         if not re.fullmatch(r" ?[A-Z]+", answer):
             return False
         text = self._tokenizer.decode([int(token) for token in ids[: row + 1]])[-CONTEXT:]
-        begun = "" if answer.startswith(" ") else re.search(r"[A-Z]*$", text)[0]  # ty: ignore[not-subscriptable]
+        begun = "" if answer.startswith(" ") else text[len(text.rstrip(ascii_uppercase)) :]
         acronym = begun + answer.strip()
         initials = "".join(word[0] for word in re.findall(r"\b[A-Z][a-z]+", text))
         return len(acronym) > 1 and acronym in initials

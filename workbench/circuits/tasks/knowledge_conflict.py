@@ -51,7 +51,7 @@ RELATIONS = {row["relation"]: _relation(row) for row in rows("relations.jsonl")}
 def items(
     rng: np.random.Generator,
     relation: str = "capital",
-    format: str = "substitution",  # noqa: A002
+    format: str = "substitution",  # noqa: A002 the name of the option, as users type it
     corruption: str = "both",
     size: Callable[[str], int] = lambda text: 1,
 ) -> Iterator[Item]:
