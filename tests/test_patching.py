@@ -242,6 +242,17 @@ def test_path_patching_is_three_passes(architecture, how):
             close(ours, naive_paths(model, pairs, head, receiver, **how) - clean)
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("how", [{}, {"frozen_mlps": True}, {"ablation": "mean"}, {"positions": [3, 6]}, {"positions": [2, -1]}])
+def test_paths_to_the_logits_alone_are_those_beside_other_receivers(architecture, how):
+    """They take the last position only, as nothing else reaches it; beside receivers at other positions all of them are carried."""
+    model, task = model_of(architecture), data()
+    alone = paths.path_patching(model, task, **how)[LOGITS]
+    beside = paths.path_patching(model, task, [LOGITS, Receiver(1, 0, "k")], **how)[LOGITS]
+    close(alone.effect_NLH, beside.effect_NLH)
+    assert (np.abs(beside.effect_NLH).max() > 1e-3) == (how.get("positions") != [3, 6])
+
+
 def test_receivers_at_once_are_heads():
     model, task = model_of("llama"), data()
     one = paths.path_patching(model, task, [Receiver(2, 1, "q"), (Receiver(2, 1, "q"),)])

@@ -98,7 +98,9 @@ def path_patching(
     for number, scene in enumerate(scenes(model, data, direction, metric, "z" if ablation == "mean" else None)):
         progress(number, len(data.pairs))
         other = alternatives(scene.anatomy, scene.base, scene.other, "z", ablation, mean=scene.mean, positions=positions)
-        paths = _Paths(scene, other, wanted, scene.first(positions, ablation), receiver_positions, frozen_mlps)
+        # with all other heads frozen, nothing at earlier positions reaches the logits of the last one
+        first = scene.anatomy.length - 1 if set().union(*wanted.values()) == {LOGITS} else scene.first(positions, ablation)
+        paths = _Paths(scene, other, wanted, first, receiver_positions, frozen_mlps)
         base_B, other_B = scene.numbers(scene.base), scene.numbers(scene.other)
         for receiver, value_BLH in paths.run().items():
             found[receiver].append(Effects(value_BLH - base_B[:, None, None], base_B, other_B))
