@@ -75,12 +75,13 @@ def measured(model: HFModel, data: TaskSet, sets: np.ndarray, right: bool) -> tu
     for scene in scenes(model, data):
         other = turned(model, scene, right)
 
-        def is_right(logits_SV: Tensor, variants: int, scene: Scene = scene) -> Tensor:
-            return torch.cat([torch.from_numpy(scene.pairs.correct(logits_BV)).float() for logits_BV in logits_SV.unflatten(0, (variants, -1))])
+        def both(logits_SV: Tensor, variants: int, scene: Scene = scene) -> Tensor:
+            right = [torch.from_numpy(scene.pairs.correct(logits_BV)).float() for logits_BV in logits_SV.unflatten(0, (variants, -1))]
+            return torch.stack([torch.cat(right), scene.measure(logits_SV, variants).float().cpu()], dim=-1)
 
-        first = scene.anatomy.length - 1
-        correct.append(outcomes(scene.anatomy, scene.base, other, sets, is_right, first=first))
-        difference.append(outcomes(scene.anatomy, scene.base, other, sets, scene.measure, first=first))
+        found_SN2 = outcomes(scene.anatomy, scene.base, other, sets, both, first=scene.anatomy.length - 1)
+        correct.append(found_SN2[..., 0])
+        difference.append(found_SN2[..., 1])
     return np.concatenate(correct, axis=1), np.concatenate(difference, axis=1)
 
 

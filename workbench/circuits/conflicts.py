@@ -90,14 +90,19 @@ def answers(model: HFModel, data: TaskSet, pruned_SLH: Bool[np.ndarray, "S L H"]
     kinds, margins = [], []
     for scene in scenes(model, data):
         zero = [torch.zeros_like(z) for z in scene.base.z]
-        found = [outcomes(scene.anatomy, scene.base, zero, pruned_SLH, _measure(scene, function)) for function in (kind_of, _margin)]
-        kinds.append(found[0].astype(int))
-        margins.append(found[1])
+        found_SN2 = outcomes(scene.anatomy, scene.base, zero, pruned_SLH, _measure(scene))
+        kinds.append(found_SN2[..., 0].astype(int))
+        margins.append(found_SN2[..., 1])
     return np.concatenate(kinds, axis=1), np.concatenate(margins, axis=1)
 
 
-def _measure(scene: Scene, function: Callable[[Pairs, Tensor], Tensor]) -> Callable[[Tensor, int], Tensor]:
-    return lambda logits_SV, variants: torch.cat([function(scene.pairs, logits_BV) for logits_BV in logits_SV.unflatten(0, (variants, -1))])
+def _measure(scene: Scene) -> Callable[[Tensor, int], Tensor]:
+    """The kind of each answer and its margin, side by side."""
+
+    def both(logits_BV: Tensor) -> Tensor:
+        return torch.stack([kind_of(scene.pairs, logits_BV), scene.pairs.measure(logits_BV, "logit_difference")], dim=-1)
+
+    return lambda logits_SV, variants: torch.cat([both(logits_BV) for logits_BV in logits_SV.unflatten(0, (variants, -1))])
 
 
 def kind_of(pairs: Pairs, logits_BV: Float[Tensor, "B V"]) -> Float[Tensor, " B"]:
@@ -105,10 +110,6 @@ def kind_of(pairs: Pairs, logits_BV: Float[Tensor, "B V"]) -> Float[Tensor, " B"
     best_B = logits_BV.argmax(-1)
     memory_B, context_B = (torch.tensor([ids[0] for ids in side], device=best_B.device) for side in (pairs.right, pairs.wrong))
     return torch.where(best_B == memory_B, MEMORY, torch.where(best_B == context_B, CONTEXT, OTHER)).float()
-
-
-def _margin(pairs: Pairs, logits_BV: Tensor) -> Tensor:
-    return pairs.measure(logits_BV, "logit_difference")
 
 
 def rates(kind_N: Int[np.ndarray, " N"]) -> dict[str, float]:

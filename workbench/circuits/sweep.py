@@ -65,17 +65,21 @@ def outcomes(
     base: Trace,
     other: Sequence[Float[Tensor, "*S B H T E"] | None],
     replaced_SLH: Bool[np.ndarray, "S L H"],
-    measure: Callable[[Float[Tensor, "SB V"], int], Float[Tensor, " SB"]],
+    measure: Callable[[Float[Tensor, "SB V"], int], Float[Tensor, "SB *M"]],
     *,
     first: int = 0,
     frozen: bool = False,
-) -> Float[np.ndarray, "S B"]:
-    """A measure of the last position's logits in each variant, prompt by prompt. `measure` is told how many variants of the prompts there are, outermost."""
+) -> Float[np.ndarray, "S B *M"]:
+    """A measure of the last position's logits in each variant, prompt by prompt; it may be several numbers.
+
+    `measure` is told how many variants of the prompts there are, outermost.
+    """
     batch, length = base.x[0].shape[:2]
     size = max(1, TOKENS[anatomy.model.device.type] // (batch * (length - first)))
     begins = _begins(replaced_SLH)
     order = sorted(range(len(begins)), key=lambda variant: begins[variant])
-    out_SB = np.empty((len(order), batch), np.float32)
+    unchanged_B = _numbers(measure(base.logits_BV, 1))
+    out_SB = np.empty((len(order), *unchanged_B.shape), np.float32)
     for begin in range(0, len(order), size):
         some = order[begin : begin + size]
         final: tuple[list[int], Tensor | None] = [], None
@@ -83,10 +87,10 @@ def outcomes(
         for _, joined, x_SBQD in sweep(anatomy, base, theirs, replaced_SLH[some], first=first, frozen=frozen, last_only=True):
             final = joined, x_SBQD
         joined, x_SBQD = final
-        out_SB[some] = _numbers(measure(base.logits_BV, 1))
+        out_SB[some] = unchanged_B
         if x_SBQD is not None:
             changed = measure(anatomy.logits(x_SBQD[:, :, -1].flatten(0, 1)), len(joined))
-            out_SB[[some[place] for place in joined]] = _numbers(changed).reshape(-1, batch)
+            out_SB[[some[place] for place in joined]] = _numbers(changed).reshape(-1, *unchanged_B.shape)
     return out_SB
 
 
