@@ -54,6 +54,22 @@ def test_labels_show_their_heads_strongest_first(shown):
     assert "L0H0, L0H1, L0H2, L1H0, L1H1 and 1 more" in many._repr_html_()
 
 
+def test_labels_show_the_scores_that_they_were_made_from_and_a_file_of_them_says_that_it_has_none(shown, tmp_path):
+    given = shown["labels"]
+    row = given.measured.top(1, "retrieval").iloc[0]
+    page = given._repr_html_()
+    assert ">0.800</td>" in page
+    assert f"{row.ci_low:.3f} – {row.ci_high:.3f}" in page
+    assert "no table of scores" not in page
+    read = HeadLabels.load(given.save(tmp_path / "heads.json"))
+    assert read.measured is None
+    assert "no table of scores" in read._repr_html_()
+    assert "95% interval" not in read._repr_html_().replace("95% intervals", "")
+    others = HeadLabels(CARD, given.labels, {"retrieval": np.eye(2, 3)}, given.rules, measured=given.measured)
+    assert "has other numbers than the labels for retrieval" in others._repr_html_()
+    assert f"{row.ci_low:.3f}" not in others._repr_html_()
+
+
 def test_scores_show_the_best_head_with_interval_and_null(shown):
     page, best = shown["scores"]._repr_html_(), shown["scores"].top(1, "retrieval").iloc[0]
     assert f"{best.ci_low:.3f} – {best.ci_high:.3f}" in page

@@ -30,7 +30,7 @@ class HeadLabels(Shown):
     `labels` has every head of the model, in order, with its labels (several or none). `scores` holds one array of
     layers × query heads per probe, NaN nowhere. `evidence` says per probe how many tests were valid, `provenance` which
     versions, seed, dtype, device and implementation made it. `policy` is that of `HeadPolicy.to_json`, if one was saved with the labels.
-    Values are not to be written to.
+    `measured` are the scores with intervals and nulls that `label` made them from; the file has them not. Values are not to be written to.
     """
 
     card: ModelCard
@@ -40,6 +40,7 @@ class HeadLabels(Shown):
     evidence: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     policy: Mapping[str, Any] | None = None
+    measured: HeadScores | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         shape = self.card.shape
@@ -163,7 +164,7 @@ def label(scores: HeadScores, rules: Mapping[str, Rule] | None = None) -> HeadLa
     chosen = {name: rule.select(scores.matrix(rule.probe), scores.matrix(rule.probe, "null"), shape) for name, rule in usable.items()}
     labels = {head: tuple(name for name, mask in chosen.items() if mask[head.layer, head.index]) for head in shape.heads()}
     matrices = {probe: scores.matrix(probe) for probe in scores.probes}
-    return HeadLabels(scores.card, labels, matrices, usable, scores.evidence, scores.provenance)
+    return HeadLabels(scores.card, labels, matrices, usable, scores.evidence, scores.provenance, measured=scores)
 
 
 @cache

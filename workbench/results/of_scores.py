@@ -18,8 +18,8 @@ BY_COUNT = ("top_share", "top_per_layer")
 LOW_PRECISION = ("bfloat16", "float16")
 
 
-def caveats_of_labels(labels: HeadLabels, scores: HeadScores | None, about: str, beside: str = "scores.parquet") -> list[Caveat]:
-    """What the labels called `about` call for, with the table of scores `beside` them if there is one."""
+def caveats_of_labels(labels: HeadLabels, scores: HeadScores | None, about: str, beside: str = "the file scores.parquet") -> list[Caveat]:
+    """What the labels called `about` call for, with the table of scores beside them, called `beside`, if there is one."""
     every = [*_belonging(labels, scores, beside), *_evidence(labels.evidence), *_firmness(labels, scores), *_rules(labels), *_made(labels.provenance)]
     if not labels.card.fingerprint:
         every.append(("care", f"the fingerprint of {labels.card.name} is not known, so that nothing tells whether another model of this name has these heads"))
@@ -45,17 +45,17 @@ def _belonging(labels: HeadLabels, scores: HeadScores | None, beside: str) -> Sa
     ours, theirs = labels.card, scores.card
     if not same_model(labels, scores):
         prints = f"fingerprint {theirs.fingerprint or 'unknown'}, the labels are of {ours.fingerprint or 'unknown'}"
-        yield "stop", f"the file {beside} is of another model ({prints}): its intervals and nulls are not used"
+        yield "stop", f"{beside} is of another model ({prints}): its intervals and nulls are not used"
         return
     good = set(backed(labels, scores))
     wrong = [name for name in labels.scores if name in scores.probes and name not in good]
     if wrong:
         yield (
             "stop",
-            f"the file {beside} has other numbers than the labels for {listed(wrong)}: it is of another run, and its intervals and nulls are not used there",
+            f"{beside} has other numbers than the labels for {listed(wrong)}: it is of another run, and its intervals and nulls are not used there",
         )
     if missing := [name for name in labels.scores if name not in scores.probes]:
-        yield "care", f"the file {beside} has no intervals and nulls of {listed(missing)}"
+        yield "care", f"{beside} has no intervals and nulls of {listed(missing)}"
 
 
 def _evidence(evidence: Mapping[str, Mapping[str, Any]]) -> Said:

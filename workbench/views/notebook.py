@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.heads import ModelCard
+from workbench.heads import Head, ModelCard
 from workbench.labels import HeadLabels
 from workbench.results import LEVELS, Caveat, ordered
 from workbench.results.of_circuits import caveats_of_circuit
 from workbench.results.of_scores import caveats_of_labels, caveats_of_scores
+from workbench.results.standing import backed
 from workbench.rules import rule_text
 from workbench.scores import HeadScores
 from workbench.views.heads import panel, panel_picture
@@ -35,6 +36,7 @@ def small_page(value: object) -> str:
 
 
 def _labels(labels: HeadLabels) -> str:
+    known = set(backed(labels, labels.measured))
     rows = []
     for name, count in labels.counts().items():
         rule = labels.rules.get(name)
@@ -42,13 +44,25 @@ def _labels(labels: HeadLabels) -> str:
         if rule is not None and rule.probe in labels.scores:
             score_LH = labels.scores[rule.probe]
             heads.sort(key=lambda head: -score_LH[head.layer, head.index])
-        rows.append((name, count, "" if rule is None else rule_text(rule), _some(heads)))
+        best = _measured(labels.measured, rule.probe, heads[0]) if labels.measured and rule and heads and rule.probe in known else ("–", "–", "–")
+        rows.append((name, count, "" if rule is None else rule_text(rule), *(best if known else ()), _some(heads)))
     shown = panel(labels) if labels.scores or rows else None
     picture = ""
     if shown is not None:
         picture = _picture(panel_picture(labels, shown), shown.title)
-    said = caveats_of_labels(labels, None, "labels")
-    return _page("Head labels", labels.card, _table(("label", "heads", "rule", "strongest"), rows), picture, said, labels.provenance)
+    heading = ("label", "heads", "rule", *(("best", "95% interval", "null") if known else ()), "strongest")
+    said = caveats_of_labels(labels, labels.measured, "labels", "the table that they were made from")
+    return _page("Head labels", labels.card, _table(heading, rows), picture, said, labels.provenance)
+
+
+def _measured(scores: HeadScores, probe: str, head: Head) -> tuple[object, object, object]:
+    """A head's score with its interval and null."""
+    value, low, high, null = (float(scores.matrix(probe, name)[head.layer, head.index]) for name in ("score", "ci_low", "ci_high", "null"))
+    return value, _interval(low, high), null
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{low:.3f} – {high:.3f}" if np.isfinite(low) else "one sample"
 
 
 def _scores(scores: HeadScores) -> str:
@@ -56,8 +70,7 @@ def _scores(scores: HeadScores) -> str:
     for probe in scores.probes:
         best = scores.top(BEST, probe)
         first = best.iloc[0]
-        interval = f"{first.ci_low:.3f} – {first.ci_high:.3f}" if np.isfinite(first.ci_low) else "one sample"
-        rows.append((probe, int(first["n"]), first["score"], interval, first["null"], ", ".join(best["name"])))
+        rows.append((probe, int(first["n"]), first["score"], _interval(first.ci_low, first.ci_high), first["null"], ", ".join(best["name"])))
     rows += [(probe, "–", "–", str(facts["status"]), "–", "–") for probe, facts in scores.evidence.items() if facts.get("status", "ok") != "ok"]
     picture = ""
     if scores.probes:
