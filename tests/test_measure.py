@@ -7,17 +7,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench import groups, measure, runs
+from workbench import batches, groups, runs
 from workbench.captures import Capture, capture
 from workbench.conversations import Conversations
 from workbench.documents import DocumentSearch
 from workbench.edits import Ablate
 from workbench.errors import InputError
 from workbench.given import from_patterns
+from workbench.groups import Group, Way, plan
 from workbench.heads import Head
 from workbench.labels import label
-from workbench.measure import Group, Options, Way, plan, score
+from workbench.measure import score
 from workbench.needles import NeedleTests
+from workbench.options import Options
 from workbench.probes import PROBES, Probe
 from workbench.prompts import Prompts
 from workbench.reads import Mass, NextToken, NextTokenValue, Peak, Received
@@ -100,9 +102,9 @@ class Calls:
 
     def __init__(self, monkeypatch):
         self.seen: list[Any] = []
-        real = {name: getattr(measure, name) for name in ("capture", "generate")}
+        real = {name: getattr(batches, name) for name in ("capture", "generate")}
         for name, function in real.items():
-            monkeypatch.setattr(measure, name, self._counting(name, function))
+            monkeypatch.setattr(batches, name, self._counting(name, function))
 
     def _counting(self, name, function):
         def run(model, prompts, *args, **kwargs):
@@ -326,7 +328,7 @@ def test_another_question_gets_another_run(model, known, tmp_path, monkeypatch, 
 
         model = random_model("llama", dtype=torch.bfloat16)
     elif change == "versions":
-        monkeypatch.setattr(measure, "versions", lambda: {**runs.versions(), "torch": "0"})
+        monkeypatch.setattr(batches, "versions", lambda: {**runs.versions(), "torch": "0"})
     elif change == "probes":
         names = ["first", "second"]
     else:
@@ -450,7 +452,7 @@ def test_tests_that_are_not_teacher_forced_are_generated_and_the_control_is_not(
 
         return run
 
-    monkeypatch.setattr(measure, "generate", keep("generate", measure.generate))
+    monkeypatch.setattr(batches, "generate", keep("generate", batches.generate))
     member = replace(PROBES["semantic_retrieval"], recipes={"paper": recipe, "quick": recipe}, valid=None)
     monkeypatch.setattr(groups, "probe", lambda name: member)
     result = score(model, ["semantic_retrieval"], preset="paper")
@@ -504,7 +506,7 @@ def test_uniform_nulls_need_no_model_reads(model, known):
     """A probe whose validity asks for the model's own choice has no such choice under uniform attention."""
     prompts = Small().build(model, 0)[0]
     group = Group((FIRST,), Small())
-    part = measure._uniform(model, group, prompts)
+    part = batches._uniform(model, group, prompts)
     assert part.scores["first"].shape == (1, 1, 1)
     pattern_QK = np.tril(np.ones((12, 12))) / np.arange(1, 13)[:, None]
     expected = previous(from_patterns(model.card, prompts, pattern_QK[None, None, None], [READ]))
@@ -603,7 +605,7 @@ def test_a_length_too_short_or_beside_lengths_is_refused(settings):
 @pytest.mark.parametrize("way", [Way("reference"), Way("torch"), Way(chunk=5), Way(sample=4)], ids=str)
 def test_a_way_reaches_every_pass(model, known, monkeypatch, way):
     seen = []
-    monkeypatch.setattr(measure, "capture", lambda *args, **how: seen.append(how) or capture(*args, **how))
+    monkeypatch.setattr(batches, "capture", lambda *args, **how: seen.append(how) or capture(*args, **how))
     result = score(model, known(FIRST), way=way)
     assert seen == [{"implementation": way.implementation, "chunk": way.chunk, "sample": way.sample}] * 4
     assert result.provenance["implementation"] == ("reference" if way.implementation == "reference" else "torch")

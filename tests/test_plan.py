@@ -2,7 +2,7 @@
 
 import pytest
 
-from workbench import measure, plan
+from workbench import batches, groups, measure, plan
 from workbench.errors import InputError
 from workbench.heads import Shape
 from workbench.needles import NeedleTests
@@ -54,33 +54,33 @@ def test_the_assumptions_are_told():
 
 def test_the_passes_counted_are_those_that_measure_makes(tiny_llama, monkeypatch):
     made = []
-    real = measure.capture
+    real = batches.capture
     monkeypatch.setattr(
-        measure, "capture", lambda model, prompts, *rest, **way: made.append((prompts.length, prompts.count)) or real(model, prompts, *rest, **way)
+        batches, "capture", lambda model, prompts, *rest, **way: made.append((prompts.length, prompts.count)) or real(model, prompts, *rest, **way)
     )
-    groups = [measure.Group(group.probes, RepeatedTokens(length=10, count=5, batch=2)) for group in measure.plan(["induction"])]
-    monkeypatch.setattr(measure, "plan", lambda *_: groups)
+    few = [groups.Group(group.probes, RepeatedTokens(length=10, count=5, batch=2)) for group in groups.plan(["induction"])]
+    monkeypatch.setattr(batches, "plan", lambda *_: few)
     measure.score(tiny_llama, ["induction"])
-    assert [(one.length, one.batch) for one in passes_of(tiny_llama, groups)] == made
+    assert [(one.length, one.batch) for one in passes_of(tiny_llama, few)] == made
 
 
 def test_answers_are_generated_in_the_paper_preset_only(tiny_llama, monkeypatch):
     monkeypatch.setattr(type(tiny_llama), "max_length", 8000)
-    paper = passes_of(tiny_llama, measure.plan(["retrieval"], "paper"))
+    paper = passes_of(tiny_llama, groups.plan(["retrieval"], "paper"))
     assert {one.steps for one in paper if one.length == 1000} == {plan.ANSWER_TOKENS, 0}
-    assert {one.steps for one in passes_of(tiny_llama, measure.plan(["retrieval"], "quick"))} == {0}
+    assert {one.steps for one in passes_of(tiny_llama, groups.plan(["retrieval"], "quick"))} == {0}
 
 
 def test_weights_take_no_pass_and_a_null_of_uniform_attention_none(tiny_llama):
-    assert passes_of(tiny_llama, measure.plan(["copying"])) == []
-    assert len(passes_of(tiny_llama, [measure.Group((), NaturalText(length=64, count=32, batch=16))])) == 2
+    assert passes_of(tiny_llama, groups.plan(["copying"])) == []
+    assert len(passes_of(tiny_llama, [groups.Group((), NaturalText(length=64, count=32, batch=16))])) == 2
 
 
 def test_tests_beyond_the_learned_positions_are_refused(tiny_llama):
-    groups = [measure.Group((), NeedleTests(lengths_=(9000,)))]
+    long = [groups.Group((), NeedleTests(lengths_=(9000,)))]
     with pytest.raises(InputError, match="9000 tokens do not fit tiny-gpt2, which has 4096 learned positions; give shorter --lengths"):
-        passes_of(random_model("gpt2"), groups)
-    assert {one.length for one in passes_of(tiny_llama, groups)} == {9000}
+        passes_of(random_model("gpt2"), long)
+    assert {one.length for one in passes_of(tiny_llama, long)} == {9000}
 
 
 def test_sizes_are_counted_on_the_model(tiny_llama):

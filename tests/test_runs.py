@@ -134,11 +134,10 @@ def test_a_kill_while_writing_leaves_the_old_part_and_no_rubbish(tmp_path, monke
     run = Run(tmp_path, QUESTION)
     run.save("part-0000", part(0))
 
-    def killed(table, path, **settings):
-        path.write_bytes(b"half")
+    def killed(file):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs.pq, "write_table", killed)
+    monkeypatch.setattr("workbench.files.os.fsync", killed)
     with pytest.raises(KeyboardInterrupt):
         run.save("part-0000", part(1))
     monkeypatch.undo()
@@ -147,11 +146,12 @@ def test_a_kill_while_writing_leaves_the_old_part_and_no_rubbish(tmp_path, monke
 
 
 def test_a_full_disk_is_told_with_the_path(tmp_path, monkeypatch):
-    def full(table, path, **settings):
+    def full(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runs.pq, "write_table", full)
     run = Run(tmp_path, QUESTION)
+    run.save("part-0001", part())
+    monkeypatch.setattr("workbench.files.os.fsync", full)
     with pytest.raises(InputError, match=r"cannot write .*part-0000\.parquet: No space left on device"):
         run.save("part-0000", part())
     assert run.load("part-0000") is None

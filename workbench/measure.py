@@ -1,37 +1,25 @@
 """How does a model score? Probes that share prompts share a pass; every batch of prompts is a task that ends in a file.
 
-1. Group the asked probes by their prompts (`plan`). 2. For each group and each of its batches, unless its result is on disk: one forward
+1. Group the asked probes by their prompts (`groups.plan`). 2. For each group and each of its batches, unless its result is on disk: one forward
 (or one generation), every probe's `score`, save. 3. Do the same for the null of each group. 4. Drop what does not count, and summarise.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from workbench.captures import Capture, capture, generate
+from workbench.batches import Asked, Work
 from workbench.edits import Edit
-from workbench.errors import InputError
-from workbench.given import uniform
-from workbench.groups import Group, Way, check_listed, plan, suited
-from workbench.heads import Head, ModelCard
-from workbench.implementations import choose
-from workbench.matching import canonical
+from workbench.groups import Group, Way
 from workbench.models import HFModel
-from workbench.needles import NeedleTests
 from workbench.options import Options
 from workbench.passes import beyond_training, clamped
 from workbench.probes import Probe
-from workbench.prompts import Prompts
-from workbench.reads import NextToken
-from workbench.recipes import Recipe
-from workbench.runs import Part, Run, versions
+from workbench.runs import Part, versions
 from workbench.scores import COLUMNS, HeadScores, summarise
-from workbench.weights import Weights
+from workbench.storage import Place
 
 MINIMUM_VALID = 3
 """With fewer valid samples a probe that can fail has "insufficient evidence"."""
@@ -48,7 +36,7 @@ def score(
     *,
     preset: str = "quick",
     seed: int = 0,
-    runs: Path | None = None,
+    runs: Place | None = None,
     options: Options | None = None,
     way: Way | None = None,
     edits: Sequence[Edit] = (),
@@ -61,16 +49,15 @@ def score(
     with counts; so it does of probes that cannot be asked of this model. Raises `InputError` for unknown probes or presets, and for prompts that cannot be
     made for this model, those of named probes included.
     """
-    groups, way = plan(probes, preset, options), way or Way()
-    way.check(groups)
-    if runs is not None:
-        check_listed(groups)
-    groups, left_out = suited(groups, model, probes)
-    built = {recipe: recipe.build(model, start) for recipe, start in _recipes(groups, seed)}  # what cannot be built shows before any work is done
-    measure = _Measure(model, runs, seed, edits, progress, built, way)
-    rows, evidence = [], {}
-    for group in groups:
-        samples, nulls = measure.parts(group, group.recipe, seed, group.name), measure.nulls(group)
+    asked = Asked(None if probes is None else tuple(probes), preset, seed, options, way or Way(), tuple(edits))
+    return answer(Work(model, asked, runs), progress)
+
+
+def answer(work: Work, progress: Progress = lambda what, done, total: None) -> HeadScores:
+    """The scores that a question asks for; what has not been measured yet is measured. See `score`."""
+    model, asked, rows, evidence = work.model, work.asked, [], {}
+    for group in work.groups:
+        samples, nulls = _parts(work, group, False, progress), _nulls(work, group, progress)
         for member in group.probes:
             score_NLH, facts = _counted(member, samples)
             null_NLH = nulls[member.name]
@@ -84,133 +71,32 @@ def score(
                 **summary,
             }
             if facts["status"] == "ok":
-                rows.append(summarise(member.name, model.card, score_NLH, null_NLH.mean(axis=0), seed))
-    provenance = {"preset": preset, "seed": seed, **measure.conditions([batch for batches in built.values() for batch in batches]), "versions": versions()}
-    if (longest := max((batch.length for batches in built.values() for batch in batches), default=0)) > model.max_length:
+                rows.append(summarise(member.name, model.card, score_NLH, null_NLH.mean(axis=0), asked.seed))
+    provenance = {"preset": asked.preset, "seed": asked.seed, **work.conditions(work.prompts), "versions": versions()}
+    if (longest := max((batch.length for batch in work.prompts), default=0)) > model.max_length:
         provenance["warning"] = beyond_training(model, longest)
-    wide = [line for group in groups if group.recipe is not None for batch in built[group.recipe] for line in clamped(group.reads, batch)]
+    wide = [line for group in work.groups if group.recipe is not None for batch in work.built[group.recipe] for line in clamped(group.reads, batch)]
     if wide:
         provenance["clamped"] = sorted(set(wide))
     table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=list(COLUMNS))
-    return HeadScores(model.card, table, evidence | left_out, provenance)
+    return HeadScores(model.card, table, evidence | work.left_out, provenance)
 
 
-def _recipes(groups: Iterable[Group], seed: int) -> Iterator[tuple[Recipe, int]]:
-    """Every recipe that is needed, controls included, with its seed."""
-    for recipe in (group.recipe for group in groups if group.recipe is not None):
-        yield recipe, seed
-        if (control := recipe.control()) is not None:
-            yield control, seed + 1
+def _parts(work: Work, group: Group, control: bool, progress: Progress) -> list[Part]:
+    parts, name, count = [], f"{group.name} (null)" if control else group.name, work.count(group, control)
+    for number in range(count):
+        parts.append(work.part(group.name, control, number))
+        progress(name, number + 1, count)
+    return parts
 
 
-@dataclass(frozen=True)
-class _Measure:
-    """One call of `score`: what its tasks have in common."""
-
-    model: HFModel
-    runs: Path | None
-    seed: int
-    edits: Sequence[Edit]
-    progress: Progress
-    built: Mapping[Recipe, list[Prompts]]
-    way: Way
-
-    def conditions(self, batches: Iterable[Prompts]) -> dict[str, Any]:
-        """What else decides a result: precision, device, implementations, sampled rows, edits."""
-        lengths = {batch.length for batch in batches} or {1}
-        size = self.model.shape.d_head
-        chosen = sorted({choose(self.way.implementation, self.model.device, length, size) for length in lengths})
-        place = {"dtype": str(self.model.dtype).removeprefix("torch."), "device": self.model.device.type, "implementation": ", ".join(chosen)}
-        asked = {"chunk": self.way.chunk, "sampled_rows": self.way.sample}
-        return {**place, **{name: value for name, value in asked.items() if value is not None}, "edits": [edit.describe() for edit in self.edits]}
-
-    def parts(self, group: Group, recipe: Recipe | None, seed: int, name: str) -> list[Part]:
-        """The results of every batch of a recipe: from disk where they are there, else measured and saved."""
-        batches: Sequence[Prompts | None] = [None] if recipe is None else self.built[recipe]
-        question = {
-            "model": self.model.card.fingerprint,
-            "probes": sorted(member.name for member in group.probes),
-            "prompts": [batch.fingerprint for batch in batches if batch is not None],
-            "teacher_forced": getattr(recipe, "teacher_forced", None),
-            "seed": seed,
-            "versions": versions(),
-            **self.conditions([batch for batch in batches if batch is not None]),
-        }
-        run = None if self.runs is None else Run(self.runs, question)
-        parts = []
-        for number, prompts in enumerate(batches):
-            part = None if run is None else run.load(f"part-{number:04d}")
-            if part is None:
-                part = self._one(group, recipe, prompts)
-                if run is not None:
-                    run.save(f"part-{number:04d}", part)
-            parts.append(part)
-            self.progress(name, number + 1, len(batches))
-        return parts
-
-    def nulls(self, group: Group) -> dict[str, np.ndarray]:
-        """The scores [N, L, H] of each probe where its behaviour cannot show."""
-        if group.recipe is None:
-            parts = [_weighed(self.model, group, self.seed + 1)]
-        elif (control := group.recipe.control()) is not None:
-            parts = self.parts(group, control, self.seed + 1, f"{group.name} (null)")
-        else:
-            parts = [_uniform(self.model, group, self.built[group.recipe][0])]
-        shape = (self.model.shape.n_layers, self.model.shape.n_heads)
-        stacked = {member.name: np.concatenate([part.scores[member.name] for part in parts]) for member in group.probes}
-        fixed = {member.name: np.full((1, *shape), member.null_score) for member in group.probes if member.null_score is not None}
-        return {name: np.broadcast_to(array, (len(array), *shape)) for name, array in stacked.items()} | fixed
-
-    def _one(self, group: Group, recipe: Recipe | None, prompts: Prompts | None) -> Part:
-        if prompts is None:
-            return _weighed(self.model, group, None)
-        if isinstance(recipe, NeedleTests) and not recipe.teacher_forced:
-            reads: list[Any] = [read for read in group.reads if not isinstance(read, NextToken)]
-            matching = partial(canonical, self.model.tokenizer)
-            return _scored(
-                group,
-                generate(
-                    self.model,
-                    prompts,
-                    reads,
-                    edits=self.edits,
-                    implementation=self.way.implementation,
-                    chunk=self.way.chunk,
-                    stop=lambda text: "\n" in text.strip(),
-                    matching=matching,
-                ),
-            )
-        return _scored(group, capture(self.model, prompts, group.reads, self.edits, **asdict(self.way)))
-
-
-def _scored(group: Group, seen: Capture) -> Part:
-    scores = {member.name: _finite(seen.card, member, member.score(seen).astype(float)) for member in group.probes}
-    valid = {member.name: np.ones(len(scores[member.name]), bool) if member.valid is None else member.valid(seen) for member in group.probes}
-    facts = seen.prompts.facts
-    if seen.sampled:
-        errors = {member.name: _largest_error(member, seen) for member in group.probes if seen.sampled & set(member.reads)}
-        sampled = {"sampled_rows": seen.provenance["rows"]["sampled"], "of_rows": seen.prompts.length, "standard_errors": errors}
-        facts = tuple({**fact, **sampled} for fact in facts or ({},) * seen.prompts.count)
-    return Part(scores, valid, facts)
-
-
-def _largest_error(member: Probe, seen: Capture) -> float:
-    """The largest standard error that sampling puts on a head's mean over the rows that count for a probe."""
-    return max(float(seen.standard_error(read, member.skip).max()) for read in seen.sampled & set(member.reads))
-
-
-def _weighed(model: HFModel, group: Group, shuffle: int | None) -> Part:
-    """The scores of probes that look at weights alone."""
-    weights = Weights(model.weights, model.shape, shuffle, model.tokenizer)
-    scores = {member.name: _finite(model.card, member, member.score(weights)) for member in group.probes}
-    told = {member.name: member.told(weights) for member in group.probes if member.told is not None and shuffle is None}
-    return Part(scores, {name: np.ones(len(array), bool) for name, array in scores.items()}, ({"told": told},) if told else ())
-
-
-def _uniform(model: HFModel, group: Group, prompts: Prompts) -> Part:
-    """What a head that attends equally to all it sees would score."""
-    reads: list[Any] = [read for read in group.reads if not isinstance(read, NextToken)]
-    return _scored(group, uniform(model.card, prompts.only(0), reads))
+def _nulls(work: Work, group: Group, progress: Progress) -> dict[str, np.ndarray]:
+    """The scores [N, L, H] of each probe where its behaviour cannot show."""
+    parts = _parts(work, group, True, progress) if work.count(group, control=True) else [work.known_null(group)]
+    shape = (work.model.shape.n_layers, work.model.shape.n_heads)
+    stacked = {member.name: np.concatenate([part.scores[member.name] for part in parts]) for member in group.probes}
+    fixed = {member.name: np.full((1, *shape), member.null_score) for member in group.probes if member.null_score is not None}
+    return {name: np.broadcast_to(array, (len(array), *shape)) for name, array in stacked.items()} | fixed
 
 
 def _remarks(parts: Sequence[Part], member: Probe) -> dict[str, Any]:
@@ -238,10 +124,3 @@ def _counted(member: Probe, parts: Sequence[Part]) -> tuple[np.ndarray, dict[str
     facts = {"tests": len(valid_N), "valid": int(valid_N.sum()), "dead": int(dead_N.sum()), "counted": int(counted.sum())}
     enough = counted.sum() >= (MINIMUM_VALID if member.valid is not None else 1)
     return score_NLH[counted], {"status": "ok" if enough else "insufficient evidence", **facts, "null": member.null}
-
-
-def _finite(card: ModelCard, member: Probe, score_NLH: np.ndarray) -> np.ndarray:
-    if not np.isfinite(score_NLH).all():
-        sample, layer, index = map(int, np.argwhere(~np.isfinite(score_NLH))[0])
-        raise InputError(f"{card.name}, {Head(layer, index)}: the {member.name} score is {score_NLH[sample, layer, index]}; try --dtype float32")
-    return score_NLH

@@ -95,7 +95,7 @@ def of_pass(model: HFModel, length: int, layer: int) -> Estimate:
 
 
 def passes_of(model: HFModel, groups: Iterable[Group]) -> list[Pass]:
-    """Every forward pass that the groups of `measure.plan` take, those of the nulls included; none for probes of the weights.
+    """Every forward pass that the groups of `groups.plan` take, those of the nulls included; none for probes of the weights.
 
     Raises `InputError` for tests longer than the model's context, and for needles that cannot be read.
     """

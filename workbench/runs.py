@@ -1,8 +1,8 @@
 """What was asked before? Results on disk: one folder per question, found again when the same question is asked.
 
 A question is plain data: model fingerprint, probe, prompts, seed, versions, dtype, device, implementation. Its folder
-`<root>/<fingerprint of the question>/` holds `question.json` and one parquet file per finished part, each written whole or not at all;
-so a killed sweep goes on where it stopped.
+`<root>/<fingerprint of the question>/`, on this machine or in a storage, holds `question.json` and one parquet file per finished part, each written whole or
+not at all; so a killed sweep goes on where it stopped.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workbench.files import write_file, write_text
+from workbench.storage import Place, read, write
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +36,10 @@ class Part:
 class Run:
     """The results of one question under `root`."""
 
-    root: Path
+    root: Place
     question: Mapping[str, Any]
+    patience: float = 0
+    """Seconds for which a storage that refuses is waited for."""
 
     @property
     def fingerprint(self) -> str:
@@ -45,14 +47,17 @@ class Run:
         return fingerprint_of(self.question)
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> Place:
         """Where the results lie."""
         return self.root / self.fingerprint
 
     def load(self, part: str) -> Part | None:
         """A finished part, or None. A file that cannot be read counts as not finished and will be made again."""
         try:
-            table = pq.read_table(self._path(part), page_checksum_verification=True)
+            content = read(self._path(part), self.patience)
+            if content is None:
+                return None
+            table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
             facts = json.loads(table.schema.metadata[b"facts"])
             shapes = json.loads(table.schema.metadata[b"shapes"])
             columns = {name: np.asarray(table.column(name)) for name in table.column_names}
@@ -64,8 +69,9 @@ class Run:
 
     def save(self, part: str, result: Part) -> None:
         """Write a finished part, and the question beside the first."""
-        if not (self.folder / "question.json").is_file():
-            write_text(self.folder / "question.json", json.dumps(self.question, indent=1, default=str, sort_keys=True) + "\n")
+        told = self.folder / "question.json"
+        if read(told, self.patience) is None:
+            write(told, (json.dumps(self.question, indent=1, default=str, sort_keys=True) + "\n").encode(), self.patience)
         longest = max(score.size for score in result.scores.values())
         columns: dict[str, np.ndarray] = {}
         for probe, score in result.scores.items():
@@ -75,14 +81,15 @@ class Run:
         shapes = {probe: score.shape for probe, score in result.scores.items()}
         metadata = {"facts": json.dumps(result.facts, default=str), "shapes": json.dumps(shapes)}
         table = pa.table(columns).replace_schema_metadata(metadata)
-        write_file(self._path(part), lambda path: pq.write_table(table, path, write_page_checksum=True))
+        pq.write_table(table, made := pa.BufferOutputStream(), write_page_checksum=True)
+        write(self._path(part), made.getvalue().to_pybytes(), self.patience)
 
     @property
     def expected(self) -> int:
         """How many parts a finished run has: one per batch of prompts, or one if the weights alone are asked."""
         return max(1, len(self.question.get("prompts", ())))
 
-    def _path(self, part: str) -> Path:
+    def _path(self, part: str) -> Place:
         return self.folder / f"{part}.parquet"
 
 

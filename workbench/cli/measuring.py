@@ -37,8 +37,9 @@ from workbench.errors import InputError, unknown
 from workbench.sources import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from workbench.measure import Options, Way
+    from workbench.groups import Way
     from workbench.models import HFModel
+    from workbench.options import Options
     from workbench.scores import HeadScores
 
 LONG = 60
@@ -169,13 +170,14 @@ def plan(
 
     Example: `workbench plan --model smollm2-135m --preset paper`
     """
-    from workbench import measure, models
+    from workbench import groups as grouping
+    from workbench import models
     from workbench import plan as planning
     from workbench.sources import locate
 
     place = models.choose_device(device)
     precision = models.choose_dtype(dtype, place)
-    groups = measure.plan(probe, preset, _options(length, lengths, depths, needles, haystack))
+    groups = grouping.plan(probe, preset, _options(length, lengths, depths, needles, haystack))
     sketched = planning.sketch(locate(model, revision=revision, say=show.remark))
     cost = planning.estimate(planning.size_of(sketched), planning.passes_of(sketched, groups), device=place.type, dtype_bytes=precision.itemsize)
     if as_json:
@@ -186,13 +188,13 @@ def plan(
 
 
 def _options(length: int | None, lengths: str | None, depths: str | None, needles: Path | None, haystack: Path | None) -> "Options":
-    from workbench.measure import Options
+    from workbench.options import Options
 
     return Options(length, numbers(lengths, int, "--lengths"), numbers(depths, float, "--depths"), needles, haystack)
 
 
 def _way(implementation: str, chunk: int | None, sample_rows: int | None) -> "Way":
-    from workbench.measure import Way
+    from workbench.groups import Way
 
     return Way(implementation, chunk, sample_rows)
 
@@ -212,9 +214,10 @@ def _measure(
     verbose: bool,
 ) -> "HeadScores":
     """Load the model and score it; a wrong probe or preset is found before anything is loaded."""
+    from workbench import groups as grouping
     from workbench import implementations, measure, models
 
-    groups = measure.plan(probes, preset, options)
+    groups = grouping.plan(probes, preset, options)
     if not verbose:
         show.hush_libraries()
     model = models.load(name, device=device, dtype=dtype, revision=revision, say=show.remark)
