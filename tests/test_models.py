@@ -9,7 +9,7 @@ import torch
 from eager import WINDOWED, eager, random_prompts, tiny, visible
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from workbench import models
+from workbench import loading
 from workbench.captures import capture
 from workbench.errors import InputError
 from workbench.heads import Head, Shape
@@ -255,7 +255,7 @@ def test_code_of_a_repository_never_runs(saved, tmp_path):
 
 def test_loading_never_trusts_code_nor_pickle(saved, monkeypatch):
     asked = []
-    for loader in (models.AutoModelForCausalLM, models.AutoTokenizer):
+    for loader in (loading.AutoModelForCausalLM, loading.AutoTokenizer):
         whole = loader.from_pretrained
         monkeypatch.setattr(loader, "from_pretrained", lambda *args, whole=whole, **options: asked.append(options) or whole(*args, **options))
     load(str(saved["llama"]), device="cpu")
@@ -267,7 +267,7 @@ def test_an_error_without_words_is_still_explained(saved, monkeypatch):
     def wordless(*args, **options):
         raise AssertionError
 
-    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", wordless)
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", wordless)
     with pytest.raises(InputError, match=r"cannot load .*llama: AssertionError"):
         load(str(saved["llama"]), device="cpu")
 

@@ -10,7 +10,7 @@ know which keys a row may see from its position, the window and the padding. An 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 from importlib import import_module
 from operator import or_
 from types import ModuleType
@@ -24,7 +24,7 @@ from transformers.masking_utils import flash_attention_mask, sdpa_mask
 
 from workbench.edits import Edit, Memory, Scene
 from workbench.errors import InputError
-from workbench.implementations import Reference, Streaming
+from workbench.implementations import Reference, Streaming, each
 from workbench.models import HFModel
 from workbench.ops import blocked
 from workbench.ops.changed import Change, Step
@@ -32,6 +32,7 @@ from workbench.ops.inputs import Attention, Wanted
 from workbench.prompts import Prompts
 from workbench.reads import LayerRead
 from workbench.rows import Rows, between
+from workbench.sharding import Shards
 from workbench.weights import FAMILIES
 
 
@@ -42,7 +43,8 @@ class Tap:
     `offset` is the position of the first query row; reads are made in the `layers`. `shared` keeps what depends on prompts and
     rows alone for the layers of the pass; `sheets` are the results [L, ...] on the CPU, which the layers fill in
     as the device gets there, and `kinds` the named tuples that some of them make up. `memory` is what edits carry from one pass over the prompts to
-    the next; `tapped` sets the `model`, and `residual` to the input of the present layer if an edit looks at it.
+    the next; `tapped` sets the `model`, and `residual` to the input of the present layer if an edit looks at it. With `shards` the model has some of the
+    heads, which edits and reads here are about, and the values that leave are those of all.
     """
 
     prompts: Prompts
@@ -58,6 +60,7 @@ class Tap:
     memory: Memory = field(default_factory=Memory)
     model: HFModel | None = None
     residual: Tensor | None = None
+    shards: Shards | None = None
 
     def __call__(
         self, layer: int, q_BHQE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, mask: Tensor | None, scaling: float, softcap: float | None, window: int | None
@@ -104,6 +107,10 @@ class Tap:
 
         heads = tuple(sorted({head for *_, mine in looking for head in mine}))
         return Change(heads, opened) if heads else None
+
+    def of_all(self, value: Any, dim: int = 1) -> Any:
+        """A value of the heads that are here as that of all heads; the ranks' parts come together on the device."""
+        return value if self.shards is None else each(partial(self.shards.gathered, dim=dim), value)
 
     def put(self, layer: int, read: LayerRead, value: Any) -> Any:
         """Start the copy of a layer's value to its place on a sheet, and return that. Whoever reads it waits for the device first."""
@@ -153,11 +160,14 @@ class Observed:
 @contextmanager
 def tapped(model: HFModel, tap: Tap) -> Generator[Any, None, None]:
     """The model's module with `tap` in every attention layer; restored to what it was, whatever happens."""
-    with model.attention(REFERENCE if tap.implementation == "reference" else STREAMING) as hf:
-        tap.model = model
+    own = model.own
+    with own.attention(REFERENCE if tap.implementation == "reference" else STREAMING) as hf:
+        tap.model, tap.shards = own, model.shards
+        if model.shards is not None:
+            tap.edits = [edit.among(model.shards.heads) for edit in tap.edits]
         handles = []
         try:
-            for layer, module in enumerate(model.weights.attentions):
+            for layer, module in enumerate(own.weights.attentions):
                 module.workbench_tap = (layer, tap)
             if any(edit.sees_residual for edit in tap.edits):
                 handles += [
@@ -168,7 +178,7 @@ def tapped(model: HFModel, tap: Tap) -> Generator[Any, None, None]:
         finally:
             for handle in handles:
                 handle.remove()
-            for module in model.weights.attentions:
+            for module in own.weights.attentions:
                 module.__dict__.pop("workbench_tap", None)
 
 
@@ -191,8 +201,8 @@ def _attention(
         raise InputError("attention with learned sink logits is not supported: its rows do not sum to 1")
     layer, tap = module.workbench_tap
     z_BHQE, values = tap(layer, query, key, value, attention_mask, scaling, softcap, sliding_window)
-    total_H = z_BHQE.sum((0, 2, 3), dtype=torch.float32).to("cpu", non_blocking=z_BHQE.is_cuda)
-    seen = {read: tap.put(layer, read, value) for read, value in values.items()}
+    total_H = tap.of_all(z_BHQE.sum((0, 2, 3), dtype=torch.float32), dim=0).to("cpu", non_blocking=z_BHQE.is_cuda)
+    seen = {read: tap.put(layer, read, tap.of_all(value)) for read, value in values.items()}
     return rearrange(z_BHQE, "b h q e -> b q h e").contiguous(), Observed(seen, total_H)
 
 

@@ -214,7 +214,8 @@ def _with_answer(base: Prompts, chosen: list[int], matching: Callable[[np.ndarra
 def _found(model: HFModel, prompts: Prompts, edits: Sequence[Edit], memories: Sequence[Memory]) -> tuple[np.ndarray, ...]:
     """What each edit found in the prompts, which went through the model together or one by one."""
     each_of = prompts.count // len(memories)
-    return tuple(np.concatenate([memory.found(number, model.shape, each_of) for memory in memories]) for number in range(len(edits)))
+    found = [np.concatenate([memory.found(number, model.own.shape, each_of) for memory in memories]) for number in range(len(edits))]
+    return tuple(found) if model.shards is None else tuple(model.shards.gathered(torch.from_numpy(part), dim=2).numpy() for part in found)
 
 
 def _provenance(model: HFModel, edits: Sequence[Edit], implementation: str, found: Sequence[np.ndarray]) -> dict[str, Any]:

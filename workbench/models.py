@@ -1,7 +1,6 @@
 """Which model? `load` puts a causal language model behind one narrow protocol. The only file that knows TransformerLens."""
 
 import copy
-import ctypes
 import hashlib
 import json
 import sys
@@ -14,21 +13,17 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workbench.errors import InputError, unknown
 from workbench.heads import ModelCard, Shape
-from workbench.sources import DEFAULT_MODEL, Source, locate
-from workbench.weights import FAMILIES, HeadWeights
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-M_MMAP_THRESHOLD = -3
-"""glibc's name for the size above which a block is taken from the system by itself."""
+from workbench.loading import choose_device, choose_dtype, give_memory_back, read, shape_of, split
+from workbench.sharding import Shards, from_first, join, settled
+from workbench.sources import DEFAULT_MODEL, locate
+from workbench.weights import FAMILIES, HeadWeights, whole
 
 HYBRID = "workbench_hybrid"  # the attention implementation of a model that runs under a policy
 
 LEARNED_POSITIONS = ("gpt2",)
-DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 @runtime_checkable
@@ -57,7 +52,10 @@ class Model(Protocol):
 
 @dataclass(eq=False)
 class HFModel:
-    """A Hugging Face causal language model: its module, tokenizer, shape, weights by head and fingerprint."""
+    """A Hugging Face causal language model: its module, tokenizer, shape, weights by head and fingerprint.
+
+    With `shards` the module has a part of the heads of every layer, and other processes have the rest: see `own`.
+    """
 
     name: str
     origin: str
@@ -65,6 +63,7 @@ class HFModel:
     tokenizer: Any = None
     revision: str | None = None
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    shards: Shards | None = None
 
     def __post_init__(self) -> None:
         if self.config.model_type not in FAMILIES:
@@ -79,11 +78,16 @@ class HFModel:
     @cached_property
     def shape(self) -> Shape:
         """Layers, query heads, KV heads, head size and residual size."""
-        config = self.config
-        n_heads = config.num_attention_heads
-        d_head = getattr(config, "head_dim", None) or config.hidden_size // n_heads
-        n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads
-        return Shape(config.num_hidden_layers, n_heads, n_kv_heads, d_head, config.hidden_size)
+        return shape_of(self.config)
+
+    @cached_property
+    def own(self) -> "HFModel":
+        """The model as this process has it: with its own heads alone, numbered from 0. The model itself unless it is spread over processes."""
+        if self.shards is None:
+            return self
+        part = copy.copy(self)
+        part.__dict__.update(shape=self.shards.own, fingerprint=self.fingerprint, shards=None)
+        return part
 
     @property
     def max_length(self) -> int:
@@ -117,8 +121,15 @@ class HFModel:
 
     @cached_property
     def weights(self) -> HeadWeights:
-        """The weights seen head by head: W_Q, W_K, W_V, W_O, embeddings, norms."""
+        """The weights seen head by head: W_Q, W_K, W_V, W_O, embeddings, norms. Raises `InputError` where other processes have some of them: see `own`."""
+        self.check_alone()
         return HeadWeights(self.hf, self.config, self.shape)
+
+    def check_alone(self) -> None:
+        """Raise `InputError` if the heads are spread over processes, for what only knows a model that is all here."""
+        if self.shards is not None:
+            what = "only scores, labels, captures, generation and policies can be made of it so"
+            raise InputError(f"the heads of {self.name} are spread over {self.shards.ranks} processes; {what}")
 
     @cached_property
     def windows(self) -> list[int | None]:
@@ -137,7 +148,7 @@ class HFModel:
         settings = {key: getattr(self.config, key) for key in _DECISIVE if hasattr(self.config, key)}
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         for name, weight in sorted(self.hf.state_dict().items()):
-            digest.update(f"{name} {tuple(weight.shape)}".encode() + _sample(weight))
+            digest.update(f"{name} {tuple(weight.shape)}".encode() + _sample(whole(weight)))
         return digest.hexdigest()[:16]
 
     @cached_property
@@ -149,6 +160,7 @@ class HFModel:
         """
         from transformer_lens.model_bridge import TransformerBridge
 
+        self.check_alone()
         shared = {id(tensor): tensor for tensor in [*self.hf.parameters(), *self.hf.buffers()]}
         module, tokenizer = copy.deepcopy(self.hf, shared), copy.deepcopy(self.tokenizer)
         module.config.architectures = [type(module).__name__]  # a model made in memory has none
@@ -192,59 +204,39 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
+    tensor_parallel: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> HFModel:
     """Load a model by catalogue name, hub id, local folder or GGUF file.
 
     `device` is `auto` (CUDA if there is one, else CPU), `cpu`, `cuda`, `cuda:1` or `mps`; `dtype` is `auto` (bfloat16 on CUDA,
-    float32 elsewhere), `float32`, `bfloat16` or `float16`. Raises `InputError` for an unknown name, a folder that is no model,
-    a broken weights file, an unsupported architecture, or a device that is not there. Never runs code from a repository.
+    float32 elsewhere), `float32`, `bfloat16` or `float16`. With `tensor_parallel` the heads are spread over the processes that torchrun started.
+    Raises `InputError` for an unknown name, a folder that is no model, a broken weights file, an unsupported architecture, a device that is not there, or
+    a model that cannot be spread. Never runs code from a repository.
     """
-    _give_memory_back()
+    give_memory_back()
+    if tensor_parallel:
+        return _spread(model, device, dtype, revision, say)
     place = choose_device(device)
     precision = choose_dtype(dtype, place)
     source = locate(model, revision=revision, say=say)
-    hf, tokenizer = _read(source, precision)
+    hf, tokenizer = read(source, precision)
     return HFModel(source.name, source.origin, hf.to(place), tokenizer, source.revision)
 
 
-def _give_memory_back() -> None:
-    """Have glibc return every freed block above 1 MiB to the system at once.
-
-    By default it keeps them, in pieces that later blocks of other sizes do not fit: a capture of 2,048 tokens then peaked at seven times the memory.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, 2**20)
-
-
-def choose_device(device: str) -> torch.device:
-    """The torch device for a name. Raises `InputError` if it is unknown or not there."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, colon, number = device.partition(":")
-    if kind not in DEVICES[1:] or (colon and not number.isdecimal()):
-        raise unknown("device", device, DEVICES)
-    there = {"cpu": 1, "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0, "mps": int(torch.backends.mps.is_available())}
-    if int(number or 0) >= there[kind]:
-        raise InputError(f"this machine has no {device} that torch can use; choose --device cpu or auto")
-    return torch.device(device)
+def _spread(model: str, device: str, dtype: str, revision: str | None, say: Callable[[str], None]) -> HFModel:
+    """Each process's part of a model. Rank 0 fetches and converts; the fingerprint is made before the module is cut further, by all ranks together."""
+    place = join(device)
+    precision = choose_dtype(dtype, place)
+    source = from_first(lambda: locate(model, revision=revision, say=say))
+    hf, tokenizer, shards = split(source, precision, place)
+    return spread(HFModel(source.name, source.origin, hf, tokenizer, source.revision), shards)
 
 
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The torch dtype for a name; `auto` is bfloat16 on CUDA and float32 elsewhere."""
-    if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if dtype not in DTYPES:
-        raise unknown("dtype", dtype, ["auto", *DTYPES])
-    return DTYPES[dtype]
-
-
-def _read(source: Source, dtype: torch.dtype) -> tuple[Any, Any]:
-    options = {"revision": source.revision, "trust_remote_code": False}
-    try:
-        hf = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, use_safetensors=True, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
-    except Exception as error:  # config, safetensors and tokenizer readers raise what they like on broken files
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"cannot load {source.origin}: {type(error).__name__}: {reason}") from error
-    return hf, tokenizer
+def spread(model: HFModel, shards: Shards) -> HFModel:
+    """A model whose module transformers has split over processes, ready for use; every process calls this."""
+    fingerprint = model.fingerprint
+    settled(model.hf, shards)
+    made = HFModel(model.name, model.origin, model.hf, model.tokenizer, model.revision, model.lock, shards)
+    made.__dict__["fingerprint"] = fingerprint
+    return made

@@ -166,6 +166,8 @@ def check(model: HFModel, prompts: Prompts, length: int, reads: Sequence[Read], 
         raise InputError(f"{length} tokens do not fit {model.name}, which has {model.positions} learned positions")
     if len(strange := prompts.ids_BT[(prompts.ids_BT < 0) | (prompts.ids_BT >= model.vocabulary)]):
         raise InputError(f"token id {strange[0]} is none of the {model.vocabulary} ids of {model.name}")
+    if model.shards is not None and (travelling := [read for read in reads if isinstance(read, (Pattern, QueryKey))]):
+        raise InputError(f"{travelling[0]} of a model that is spread over processes would send more than statistics; run it on one device, or offloaded")
     for edit in edits:
         edit.check(model.shape)
         edit.check_model(model, prompts, chunk)

@@ -40,7 +40,8 @@ class WritingTap(Tap):
 
     def _projection(self, layer: int) -> Float[Tensor, "H E D"]:
         assert self.model is not None
-        return torch.stack([self.model.weights.o(Head(layer, index)) for index in range(self.model.shape.n_heads)])
+        own = self.model.own
+        return torch.stack([own.weights.o(Head(layer, index)) for index in range(own.shape.n_heads)])
 
 
 class Watch:

@@ -60,12 +60,23 @@ def _interleaved(attention: Any, shape: Shape, take: Take) -> Projections:
     return packed[0], packed[1], packed[2]
 
 
+def own(tensor: Any) -> Tensor:
+    """What this process holds of a parameter: its part where it is split over several, else all of it."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def whole(tensor: Any) -> Tensor:
+    """All of a parameter, brought together where it is split over several processes, which must all ask for it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 def _weight(module: Any) -> Tensor:
-    return module.weight.T if isinstance(module, nn.Linear) else module.weight
+    weight = own(module.weight)
+    return weight.T if isinstance(module, nn.Linear) else weight
 
 
 def _bias(module: Any) -> Tensor:
-    return _weight(module).new_zeros(1, _weight(module).shape[1]) if module.bias is None else module.bias[None]
+    return _weight(module).new_zeros(1, _weight(module).shape[1]) if module.bias is None else own(module.bias)[None]
 
 
 _LLAMA = Family("model.layers", "self_attn", "o_proj", _separate)
@@ -135,15 +146,15 @@ class HeadWeights:
     def output_bias(self, layer: int) -> Float[Tensor, " D"]:
         """The bias of the attention block's output; it belongs to no head."""
         bias = self.outputs[layer].bias
-        return torch.zeros(self._shape.d_model, device=self.outputs[layer].weight.device) if bias is None else bias.float()
+        return torch.zeros(self._shape.d_model, device=self.outputs[layer].weight.device) if bias is None else whole(bias).float()
 
     def embedding(self) -> Float[Tensor, "V D"]:
         """W_E, one row per token id."""
-        return self._hf.get_submodule(self._family.embedding).weight.float()
+        return whole(self._hf.get_submodule(self._family.embedding).weight).float()
 
     def unembedding(self, ids: Int[Tensor, " V"] | None = None) -> Float[Tensor, "D V"]:
         """W_U, one column per token id (all by default), less its mean over all tokens, which no probability depends on."""
-        weight_VD = self._hf.get_output_embeddings().weight
+        weight_VD = whole(self._hf.get_output_embeddings().weight)
         mean_D = weight_VD.mean(0, dtype=torch.float32)
         return ((weight_VD if ids is None else weight_VD[ids]).float() - mean_D).T
 
@@ -168,7 +179,7 @@ class HeadWeights:
     def embedded(self, ids_T: Int[Tensor, " T"]) -> Float[Tensor, "T D"]:
         """What enters the first block for these tokens: rows of W_E, scaled where the model scales them, position embeddings left out."""
         module = self._hf.get_submodule(self._family.embedding)
-        return module.weight[ids_T.to(module.weight.device)].float() * float(getattr(module, "embed_scale", 1.0))
+        return whole(module.weight)[ids_T.to(module.weight.device)].float() * float(getattr(module, "embed_scale", 1.0))
 
     def mlp0(self, x_TD: Float[Tensor, "T D"], norm: bool = True) -> Float[Tensor, "T D"]:
         """What the MLP of the first block adds to the residual stream for vectors in front of it, in float32; gates, biases and a post-norm included.

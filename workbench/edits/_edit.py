@@ -1,7 +1,7 @@
 """What is common to all edits: data that says what to change, and where in a layer it acts."""
 
 from collections.abc import Hashable, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,12 @@ class BaseEdit:
 
     def check_model(self, model: HFModel, prompts: Prompts, chunk: int | None) -> None:
         """Raise `InputError` for what the edit cannot do with this model, these prompts, or in chunks."""
+
+    def among(self, heads: range) -> Any:
+        """The same edit of these heads of every layer alone, numbered from 0: what a process does that has only them."""
+        edit: Any = self
+        chosen: tuple[Head, ...] | None = getattr(self, "heads", None)
+        return edit if chosen is None else replace(edit, heads=tuple(Head(head.layer, head.index - heads.start) for head in chosen if head.index in heads))
 
     def describe(self) -> dict[str, object]:
         """The edit as plain data, for provenance."""

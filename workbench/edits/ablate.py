@@ -4,8 +4,9 @@ Papers mean different things by "masking a head", so both are part of the edit a
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,6 +69,11 @@ class Ablate(BaseEdit):
             size = self.reference.z_BLHQE.shape
             if 0 in size or (size[1], size[2], size[4]) != (shape.n_layers, shape.n_heads, shape.d_head):
                 raise InputError(f"a reference of shape {size} does not fit a model of {shape.n_layers} layers × {shape.n_heads} heads of {shape.d_head}")
+
+    def among(self, heads: range) -> Any:
+        """The same edit of these heads of every layer alone, numbered from 0, with their part of the reference."""
+        part = super().among(heads)
+        return part if self.reference is None else replace(part, reference=Reference(self.reference.z_BLHQE[:, :, heads.start : heads.stop]))
 
     def describe(self) -> dict[str, object]:
         """The edit as plain data, for provenance."""
