@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from workbench.captures import Capture, capture, generate
 from workbench.edits import Edit
@@ -26,6 +27,7 @@ from workbench.prompts import Prompts
 from workbench.reads import NextToken
 from workbench.recipes import Recipe
 from workbench.runs import Part, Run, versions
+from workbench.sharding import from_first
 from workbench.storage import Place
 from workbench.weights import Weights
 
@@ -122,11 +124,12 @@ class Work:
             if (key := (name, control, number)) not in self._held:
                 self._held[key] = self._measured(group, control, number)
             return self._held[key]
-        run = Run(self.runs, self._question(group, control), self.patience)
-        part = run.load(f"part-{number:04d}")
+        run, file, shards = Run(self.runs, self._question(group, control), self.patience), f"part-{number:04d}", self.model.shards
+        part = run.load(file) if shards is None else from_first(lambda: run.load(file))
         if part is None:
             part = self._measured(group, control, number)
-            run.save(f"part-{number:04d}", part)
+            if shards is None or shards.rank == 0:
+                run.save(file, part)
         return part
 
     def known_null(self, group: Group) -> Part:
@@ -184,10 +187,15 @@ def _largest_error(member: Probe, seen: Capture) -> float:
 
 def _weighed(model: HFModel, group: Group, shuffle: int | None) -> Part:
     """The scores of probes that look at weights alone."""
-    weights = Weights(model.weights, model.shape, shuffle, model.tokenizer)
-    scores = {member.name: _finite(model.card, member, member.score(weights)) for member in group.probes}
+    weights = Weights(model.own.weights, model.own.shape, shuffle, model.tokenizer)
+    scores = {member.name: _finite(model.card, member, _of_all(model, member.score(weights))) for member in group.probes}
     told = {member.name: member.told(weights) for member in group.probes if member.told is not None and shuffle is None}
     return Part(scores, {name: np.ones(len(array), bool) for name, array in scores.items()}, ({"told": told},) if told else ())
+
+
+def _of_all(model: HFModel, score_NLH: np.ndarray) -> np.ndarray:
+    """The scores of the heads that are here as those of all heads."""
+    return score_NLH if model.shards is None else model.shards.gathered(torch.from_numpy(np.ascontiguousarray(score_NLH)), dim=2).numpy()
 
 
 def _uniform(model: HFModel, group: Group, prompts: Prompts) -> Part:

@@ -181,7 +181,7 @@ def generate(
             tap = Tap(step, reads, edits, chosen_way, place, range(model.shape.n_layers), memory=memory)
             with tapped(model, tap) as hf:
                 result = hf(fed_BT, past_key_values=cache, use_cache=True, logits_to_keep=1, output_attentions=True)
-            fed_BT = result.logits[:, -1].argmax(-1, keepdim=True)
+            fed_BT = model.agreed(result.logits[:, -1].argmax(-1, keepdim=True))
             chosen.append(int(fed_BT))
             seen.append(joined(model, step, reads, [(tap, result.attentions)]))
             if _ended(model, chosen, stop):

@@ -125,6 +125,10 @@ class HFModel:
         self.check_alone()
         return HeadWeights(self.hf, self.config, self.shape)
 
+    def agreed(self, tensor: Tensor) -> Tensor:
+        """What rank 0 has of a tensor that is the same on every rank but for rounding, such as a token that is chosen."""
+        return tensor if self.shards is None else self.shards.agreed(tensor)
+
     def check_alone(self) -> None:
         """Raise `InputError` if the heads are spread over processes, for what only knows a model that is all here."""
         if self.shards is not None:

@@ -15,7 +15,7 @@ import pandas as pd
 from jaxtyping import Bool
 
 from workbench.errors import InputError, unknown
-from workbench.heads import ModelCard
+from workbench.heads import ModelCard, Shape
 from workbench.labels import HeadLabels
 
 SEMANTICS = {
@@ -140,6 +140,10 @@ class HeadPolicy:
         if all(window is not None for window in windows):
             raise InputError(f"every layer of {self.card.name} has a window of its own ({windows[0]} tokens); there is nothing for a policy to decide")
         return self if tuple(windows) == self.windows else replace(self, windows=tuple(windows))
+
+    def among(self, kv_heads: range, own: Shape) -> "HeadPolicy":
+        """The policy of these KV heads of every layer alone, numbered from 0, in a process whose part of the model has the shape `own`."""
+        return replace(self, card=replace(self.card, shape=own), full_LG=self.full_LG[:, kv_heads.start : kv_heads.stop])
 
     def to_json(self) -> dict[str, Any]:
         """The policy as plain data, as labels files carry it: full KV heads layer by layer, sizes, semantics, origin."""

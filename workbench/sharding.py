@@ -58,6 +58,12 @@ class Shards:
         dist.all_gather(list(parts.unbind()), part)
         return parts.movedim(0, dim).flatten(dim, dim + 1).to(tensor.device)
 
+    def agreed(self, tensor: Tensor) -> Tensor:
+        """Rank 0's tensor, on every rank."""
+        made = tensor.contiguous().clone()
+        dist.broadcast(made, src=0)
+        return made
+
 
 def from_first(make: Callable[[], Made]) -> Made:
     """What rank 0 makes, or its `InputError`, on every rank: what lies on disk, say, where ranks must not differ."""
@@ -124,8 +130,7 @@ def plan(hf: Any, shape: Shape, name: str, ranks: int) -> dict[str, str]:
 
 def distribution(hf: Any, shape: Shape, name: str, ranks: int) -> Any:
     """transformers' `DistributedConfig` for a model. Raises `InputError` as `plan` does."""
-    from transformers.distributed import DistributedConfig
-    from transformers.distributed import tensor_parallel
+    from transformers.distributed import DistributedConfig, tensor_parallel
 
     rules, styles = plan(hf, shape, name, ranks), vars(tensor_parallel)["ALL_PARALLEL_STYLES"]
     styles.register(WHOLE, tensor_parallel.TensorParallelLayer())

@@ -26,7 +26,8 @@ from workbench.policies import HeadPolicy
 class Applied:
     """A model that runs under a policy. `hf` is its module: call it, or `generate`, as ever.
 
-    `facts` says who computes what: the implementation of streaming prefill and of decoding, and the dense kernels that have run so far.
+    `facts` says who computes what: the implementation of streaming prefill and of decoding, and the dense kernels that have run so far. Where the model is
+    spread over processes, each runs its own heads under its own part of the policy, `running.policy`, and has caches of that.
     """
 
     hf: Any
@@ -40,7 +41,7 @@ class Applied:
 
     def cache(self, max_length: int = 0) -> Cache:
         """An empty cache for the policy, with room for `max_length` tokens at once; 0 lets it grow."""
-        return caches.make(self.policy, self.config, max_length)
+        return caches.make(self.running.policy, self.config, max_length)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -58,18 +59,19 @@ def apply(model: HFModel, by: HeadPolicy | HeadLabels | str | Path, *, implement
     (`dense.BACKENDS`, or `auto`).
     Raises `InputError` for labels of another model, a model that the policy cannot be applied to, or an implementation that cannot run here.
     """
-    policy = _policy(model, by)
+    policy, own = _policy(model, by), model.own
+    mine = policy if model.shards is None else policy.among(model.shards.kv_heads, own.shape)
     prefill, decoder = choose(implementation, model.device, model.shape.d_head)
     if dense not in ("auto", *BACKENDS):
         raise unknown("dense kernel", dense, ["auto", *BACKENDS])
-    running = Running(policy, prefill, decoder, dense)
-    with model.attention(HYBRID) as hf, permuted(model, policy), _caches_taken_over(hf, policy):
+    running = Running(mine, prefill, decoder, dense)
+    with own.attention(HYBRID) as hf, permuted(own, mine), _caches_taken_over(hf, mine):
         try:
-            for number, module in enumerate(model.weights.attentions):
+            for number, module in enumerate(own.weights.attentions):
                 module.workbench_policy = (number, running)
             yield Applied(hf, policy, running, model.config)
         finally:
-            for module in model.weights.attentions:
+            for module in own.weights.attentions:
                 module.__dict__.pop("workbench_policy", None)
 
 

@@ -14,6 +14,7 @@ from workbench.errors import InputError
 from workbench.heads import Shape
 from workbench.models import HFModel
 from workbench.policies import HeadPolicy
+from workbench.weights import own
 
 Segments = list[tuple[str, int]]
 """A dimension as segments, one after the other: whose heads each holds (`q` or `kv`), and how many numbers a head takes."""
@@ -78,7 +79,7 @@ def _moves(model: HFModel, layer: int, order: list[int]) -> Iterator[tuple[Tenso
     """What to move in one layer: parameter, dimension, and where each place takes its numbers from."""
     shape, attention = model.shape, model.weights.attentions[layer]
     places = {name: (dimension, segments) for name, dimension, segments in _LAYOUTS[model.config.model_type](shape)}
-    for name, parameter in attention.named_parameters():
+    for name, parameter in ((name, own(parameter)) for name, parameter in attention.named_parameters()):
         where = f"{model.name}, layer {layer}: {name} of shape {tuple(parameter.shape)}"
         if name not in places:
             if parameter.numel() != shape.d_head and name not in _OUTPUT_BIASES:  # a norm over one head's vector is shared by all
