@@ -1,16 +1,18 @@
 """Memory or context? The view of the page Circuits about PH3: every head by both, a slider that prunes, and what answers become."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
+from answered import Question, answered, arguments_of
+from background import forget
 from chosen import BY_FINGERPRINT, beside, model, parsed, told
 from downloads import chart, table
 from maps import clicked, head_map
-from patching import compute, forget
 
 from workbench.circuits import compared
 from workbench.circuits.sides import Sides, from_labels
+from workbench.formats import Export, as_bytes
 from workbench.heads import Head
 from workbench.labels import HeadLabels
 from workbench.views import following_figure
@@ -20,12 +22,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from workbench.circuits.pruning_curve import Answer
-    from workbench.circuits.tasks import Item, TaskSet
+    from workbench.circuits.tasks import Item
     from workbench.models import HFModel
 
 ONE_HEAD = "app_pages/one_head.py"
 FILE, TABLE = "ph3.json", "ph3.csv"
-PRUNING = "pruning"
+HEADS = "heads.json"
 MOST, USUAL = 20, 5
 OF_FILE, NOW = "of the file", "measured now"
 STEERED = {"memory": "context", "context": "memory"}
@@ -34,55 +36,51 @@ STEERED = {"memory": "context", "context": "memory"}
 
 def memory_or_context(found: HeadLabels) -> None:
     """Every head by both scores, the strongest of one side pruned, and how conflicts are answered then."""
-    filed = sides_of_file(found)
-    options = [NOW] if filed is None else [OF_FILE, NOW]
+    from workbench.circuits.pruned import Pruned
+
+    labelled = filed(found)
+    of_file = None if labelled is None else from_labels(labelled)
+    options = [NOW] if of_file is None else [OF_FILE, NOW]
     scores = st.segmented_control("Scores", options, default=options[0], required=True, key="scores", bind="query-params", on_change=forget)
     picture = st.container()
     st.subheader("What pruning does")
     left, right = st.columns([1, 2], gap="large", vertical_alignment="bottom")
     side = left.segmented_control("Prune heads of", list(STEERED), default="memory", required=True, key="prune", bind="query-params")
-    count = right.slider("Heads pruned", 0, MOST, min(MOST, filed.found[side]) if filed else USUAL, key=f"k_{side}", bind="query-params")
-    sides = filed if scores == OF_FILE else None
-    if sides is not None:
+    count = right.slider("Heads pruned", 0, MOST, min(MOST, of_file.found[side]) if of_file else USUAL, key=f"k_{side}", bind="query-params")
+    if of_file is not None and scores == OF_FILE:
         with picture:
-            drawn(sides, side, count, "PH3's importance, logits")
+            drawn(of_file, side, count, "PH3's importance, logits")
     left, right = st.columns(2, gap="large")
+    bottom = st.container()
+    with bottom:
+        published(side)
     with left:
-        asked = conflicts_asked({} if filed is None else dict(filed.provenance))
-        wanted = compute("Ask the model", PRUNING)
-    if wanted:
-        loaded = model(found)
-        with right, told(), st.spinner(f"Looking for conflicts about {asked[0]} that the model knows", show_time=True):
-            data, origin = _conflicts(loaded, *asked)
-        if sides is None:
-            with picture:
-                with told(), st.spinner(f"Patching the paths of all heads on {len(data)} conflicts", show_time=True):
-                    sides = _measured(loaded, *asked)
-                drawn(sides, side, count, "fall of the answer's log-probability, nats")
-        ranking = tuple(sides.ranked(side)[:MOST])
-        with right:
-            with told(), st.spinner(f"Answering {len(data)} conflicts with 0 to {len(ranking)} heads pruned", show_time=True):
-                curve = _curve(loaded, ranking, *asked)
-            chart(pruning_figure(curve, side, count), "pruning", f"Shares of answers against the number of {side} heads pruned", curve)
-            st.caption(f"{len(data)} conflicts, {origin}; bands are 95% intervals (Wilson). Pruned heads write nothing, at all positions.")
-        with left:
-            example(loaded, data, ranking[:count], side)
-    else:
-        right.info("Nothing is computed yet. The button has the model answer conflicts with 0, 1, 2, … heads pruned: half a minute for eight on a CPU.")
-    published(side)
+        question = asked(found, labelled, {} if of_file is None else of_file.provenance, scores == NOW)
+        result = answered(question, Pruned.load, found, right, "The button has the model answer conflicts with 0, 1, 2, … heads pruned, in a minute on a CPU.")
+    if result is None:
+        return
+    if scores == NOW:
+        with picture:
+            drawn(result.sides, side, count, "fall of the answer's log-probability, nats" if result.now else "PH3's importance, logits")
+    with right:
+        curve = result.curves[side]
+        chart(pruning_figure(curve, side, count), "pruning", f"Shares of answers against the number of {side} heads pruned", curve)
+        st.caption(f"{len(result.items)} conflicts, {result.origin}; bands are 95% intervals (Wilson). Pruned heads write nothing, at all positions.")
+    with left:
+        example(found, result.items, tuple(result.sides.ranked(side)[:count]), side)
 
 
-def sides_of_file(found: HeadLabels) -> Sides | None:
-    """PH3's scores in the labels shown, or in those of the same model that lie beside them; None if there are none."""
-    if (sides := from_labels(found)) is not None:
-        return sides
+def filed(found: HeadLabels) -> HeadLabels | None:
+    """The labels with PH3's scores: those shown, or those of the same model that lie beside them; None if there are none."""
+    if from_labels(found) is not None:
+        return found
     content = beside(FILE)
     if content is None:
         return None
     with told():
         read = parsed(content, FILE)
         read.check_model(found.card)
-        return from_labels(read)
+        return read if from_labels(read) is not None else None
     return None
 
 
@@ -125,8 +123,8 @@ def published(side: str) -> None:
         table(rows, "steered")
 
 
-def conflicts_asked(provenance: Mapping[str, Any]) -> tuple[str, int, dict[str, Any]]:
-    """Which conflicts the model is asked, how many, and what they must be kept apart from."""
+def asked(found: HeadLabels, labelled: HeadLabels | None, provenance: Mapping[str, Any], now: bool) -> Question:
+    """Which conflicts the model is asked, how many, and by whose scores heads are pruned."""
     from workbench.circuits.pruning_curve import searched_on
     from workbench.circuits.tasks.knowledge_conflict import RELATIONS
 
@@ -135,48 +133,32 @@ def conflicts_asked(provenance: Mapping[str, Any]) -> tuple[str, int, dict[str, 
     names = list(RELATIONS)
     relation = st.selectbox("Facts", names, index=names.index(usual) if usual in names else 0, key="relation", bind="query-params", on_change=forget)
     items = st.slider("Conflicts", 4, 32, 8, key="items", bind="query-params", on_change=forget)
-    return relation, items, dict(provenance)
+    title = f"Pruning, scores {NOW if now else OF_FILE}: {found.card.name}, {items} conflicts about {relation}"
+    if labelled is None:
+        return Question("Ask the model", title, arguments_of("prune", found, {"relation": relation, "items": items}))
+    options = {"labels": HEADS, "measure": now or None, "relation": relation, "items": items}
+    return Question("Ask the model", title, arguments_of("prune", found, options), {HEADS: as_bytes(labelled, "workbench", Export())[1]})
 
 
-def example(loaded: "HFModel", data: "TaskSet", heads: tuple[Head, ...], side: str) -> None:
+def example(found: HeadLabels, items: "Sequence[Item]", heads: tuple[Head, ...], side: str) -> None:
     """One conflict, answered with all heads and without those that are pruned."""
-    every = {item.clean: item for item in data.items}
+    every = {item.clean: item for item in items}
     item = every[st.selectbox("One conflict", list(every), key="conflict", bind="query-params")]
     st.caption(f"The model knows **{item.right[0].strip()}** (memory); the text states **{item.wrong[0].strip()}** (context).")
+    loaded = model(found)
     with told(), st.spinner("Answering"):
-        found = _answer(loaded, item.clean, heads, item)
-    whole, less = found.said["whole"], found.said["without"]
+        made = _answer(loaded, item.clean, heads, item)
+    whole, less = made.said["whole"], made.said["without"]
     st.markdown(f"With all heads: **{whole[0].strip()}** ({whole[1]}). Without {len(heads)} {side} heads: **{less[0].strip()}** ({less[1]}).")
     if heads:
-        figure = following_figure(found.following, f"{len(heads)} {side} heads")
-        chart(figure, "answer", "Bars: probability of the next token with and without the heads", found.following)
+        figure = following_figure(made.following, f"{len(heads)} {side} heads")
+        chart(figure, "answer", "Bars: probability of the next token with and without the heads", made.following)
         st.caption("Probability of the next token behind the conflict. The control prunes as many other heads of the same layers (seed 0).")
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
 def _table(content: bytes, name: str) -> "pd.DataFrame":
     return compared.parse(content, name, ("way", "steer", "memory", "context", "other", "seed"))
-
-
-@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=BY_FINGERPRINT)
-def _conflicts(loaded: "HFModel", relation: str, items: int, provenance: dict[str, Any]) -> "tuple[TaskSet, str]":
-    from workbench.circuits.pruning_curve import conflicts_of
-
-    return conflicts_of(loaded, relation, items, provenance)
-
-
-@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=BY_FINGERPRINT)
-def _measured(loaded: "HFModel", relation: str, items: int, provenance: dict[str, Any]) -> Sides:
-    from workbench.circuits.pruning_curve import measured
-
-    return measured(loaded, _conflicts(loaded, relation, items, provenance)[0])
-
-
-@st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=BY_FINGERPRINT)
-def _curve(loaded: "HFModel", ranking: tuple[Head, ...], relation: str, items: int, provenance: dict[str, Any]) -> "pd.DataFrame":
-    from workbench.circuits.pruning_curve import pruning_curve
-
-    return pruning_curve(loaded, _conflicts(loaded, relation, items, provenance)[0], ranking)
 
 
 @st.cache_resource(max_entries=64, show_spinner=False, hash_funcs=BY_FINGERPRINT)

@@ -1,10 +1,12 @@
-"""What does patching show, and what do codes? Two views of the page Circuits: asked with a few settings, computed when somebody wants it, and kept."""
+"""What does patching show, and what do codes? Two views of the page Circuits: asked with a few settings, and computed by a job."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
-from chosen import BY_FINGERPRINT, model, told
+from answered import Question, answered, arguments_of
+from background import forget
+from chosen import told
 from downloads import chart, table
 from maps import head_map
 
@@ -13,27 +15,24 @@ from workbench.views.patching import coded_canvas, coded_figure, patched_canvas,
 
 if TYPE_CHECKING:
     from workbench.circuits.coded import Coded
-    from workbench.circuits.patch_question import Patched, PatchQuestion
-    from workbench.models import HFModel
 
 ONE_HEAD = "app_pages/one_head.py"
-PATCHING, CODES = "patching", "codes"
 
 
 def patching(found: HeadLabels) -> None:
     """Path patching to a receiver, or activation patching of a component, on a few prompts of a task."""
+    from workbench.circuits.patch_question import Patched
+
     left, right = st.columns([2, 3], gap="large")
     with left:
-        question = asked(found)
-        wanted = compute("Patch", PATCHING)
-    if question is None or not wanted:
-        right.info("Nothing is computed yet. The settings say what is patched; the button computes it, in seconds to a minute for a few prompts on a CPU.")
+        options = asked()
+        what = f"paths to {options['receiver']}" if options["kind"] == "path" else f"{options['component']} of each head"
+        title = f"Patching {what}: {found.card.name}, {options['prompts']} pairs of {options['task']}"
+        question = Question("Patch", title, arguments_of("patch", found, options))
+        result = answered(question, Patched.load, found, right, "The settings say what is patched; a few prompts take seconds to a minute on a CPU.")
+    if result is None:
         return
     with right:
-        loaded = model(found)
-        what = f"{found.card.shape.n_layers * found.card.shape.n_heads} heads, {question.prompts} pairs of prompts"
-        with told(), st.spinner(f"Patching {what}", show_time=True):
-            result = _patched(loaded, question)
         if picked := head_map(patched_canvas(result), key="patched"):
             st.switch_page(ONE_HEAD, query_params={"head": picked})
         st.caption(patched_text(result))
@@ -45,51 +44,48 @@ def patching(found: HeadLabels) -> None:
     table(rows, "patched")
 
 
-def asked(found: HeadLabels) -> "PatchQuestion | None":
-    """What shall be patched, from the address and the controls; None, and a sentence, if it cannot be."""
+def asked() -> dict[str, Any]:
+    """What shall be patched, as options of `workbench circuit patch`; a sentence, and no more of the page, if it cannot be."""
     from workbench.circuits.alternatives import ABLATIONS, COMPONENTS
     from workbench.circuits.patch_question import KINDS, POSITIONS, PatchQuestion
     from workbench.circuits.patching import DIRECTIONS
 
     kind = st.segmented_control("Patching", list(KINDS), default="path", required=True, key="kind", bind="query-params", on_change=forget)
     st.caption(f"{KINDS[kind]}.")
-    task = task_picked()
-    how: dict[str, Any] = {}
+    how: dict[str, Any] = {"kind": kind, "task": task_picked()}
     if kind == "path":
         how["receiver"] = st.text_input(
             "Receiver", "logits", key="receiver", bind="query-params", on_change=forget, max_chars=200,
             help="Where paths end: logits, the queries of a head (L20H0.q), the keys or values that it reads (L20H0.k, L20H0.v); several at once joined by +.",
         )  # fmt: skip
-        how["ablation"] = picked("Replaced by", ABLATIONS, "ablation")
     else:
         how["component"] = picked("Component", COMPONENTS, "component")
-        how["ablation"] = picked("Replaced by", ABLATIONS, "ablation")
+    how["ablation"] = picked("Replaced by", ABLATIONS, "ablation")
     how["direction"] = picked("Direction", DIRECTIONS, "direction")
     how["positions"] = picked("Positions", dict.fromkeys(POSITIONS, ""), "positions")
     how |= drawn(4, 32)
     with told():
-        return PatchQuestion(kind=kind, task=task, **how)
-    return None
+        PatchQuestion(**how)
+    return how
 
 
 def codes(found: HeadLabels) -> None:
     """Scores by a sparse autoencoder's codes, beside what chance, size and variety give."""
+    from workbench.circuits.coded import Coded
+
     left, right = st.columns([2, 3], gap="large")
     with left:
-        task = task_picked()
-        how = drawn(10, 32, least=5)
-        wanted = compute("Train and score", CODES)
+        options = {"task": task_picked(), **drawn(10, 32, least=5)}
+        title = f"Codes: {found.card.name}, {options['prompts']} pairs of {options['task']}"
+        question = Question("Train and score", title, arguments_of("codes", found, options))
+        result = answered(question, Coded.load, found, right, "The button trains the autoencoder, in some ten seconds on a CPU.")
         st.caption(
             "One small autoencoder for all heads learns, from ten of these prompts, what heads write. A head scores by the codes that it has on clean prompts "
             "and never on corrupted ones. It only watches: a high score is no proof that the head is used, and noisy heads score high whatever the task."
         )
-    if not wanted:
-        right.info("Nothing is computed yet; the button trains the autoencoder, in some ten seconds on a CPU.")
+    if result is None:
         return
-    loaded = model(found)
     with right:
-        with told(), st.spinner(f"Training on what {found.card.shape.n_layers * found.card.shape.n_heads} heads write", show_time=True):
-            result = _coded(loaded, task, how["prompts"], how["seed"])
         columns = ["codes", "excess", "norm", "distinct"]
         column = st.segmented_control("Map", columns, default="codes", required=True, key="column", bind="query-params")
         if head := head_map(coded_canvas(result, column), key="coded"):
@@ -139,32 +135,5 @@ def picked(label: str, meaning: Mapping[str, str], key: str, first: str | None =
     return st.selectbox(label, names, index=names.index(first) if first else 0, key=key, bind="query-params", on_change=forget, help=told_of or None)
 
 
-def compute(label: str, what: str) -> bool:
-    """Whether it shall be computed: the button was pressed, or the address says so."""
-    if st.button(label, type="primary", key=f"compute_{what}"):
-        st.query_params["run"] = what
-    return st.query_params.get("run") == what
-
-
-def forget() -> None:
-    """The settings have changed: what the address says was computed with others."""
-    st.query_params.pop("run", None)
-
-
 def _numbers(rows: Any) -> dict[str, Any]:
     return {name: st.column_config.NumberColumn(format="%.3g") for name in rows.columns if name != "head"}
-
-
-@st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=BY_FINGERPRINT)
-def _patched(loaded: "HFModel", question: "PatchQuestion") -> "Patched":
-    from workbench.circuits.patch_question import patched
-
-    return patched(loaded, question)
-
-
-@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=BY_FINGERPRINT)
-def _coded(loaded: "HFModel", task: str, prompts: int, seed: int) -> "Coded":
-    from workbench.circuits.coded import coded
-    from workbench.circuits.tasks import prepare
-
-    return coded(loaded, prepare(loaded, task, prompts, seed), seed)

@@ -1,7 +1,8 @@
 """Does the page Circuits show the very circuit, compute what it is asked for, and say in words what it cannot do?"""
 
 import json
-from types import MappingProxyType
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -9,15 +10,16 @@ import pytest
 pytest.importorskip("streamlit", reason="streamlit is not installed: pip install -e '.[app]'")
 
 import chosen
+import made_models
 from dashboard import opened, words
 from test_circuit_questions import raw
 from test_ph3 import READS, REMEMBERS, clashes, toy
 
+from workbench import jobs
 from workbench.circuits.circuit import Circuit
 from workbench.circuits.compiled_ioi import MOVERS, NEGATIVE, ioi_model
-from workbench.circuits.name_prompts import name_pairs
-from workbench.circuits.tasks import TASKS, Task
 from workbench.heads import Head, ModelCard, Shape
+from workbench.jobs import asking
 from workbench.labels import HeadLabels
 
 pytestmark = pytest.mark.usefixtures("nothing_is_remembered")
@@ -43,24 +45,47 @@ def started_with(model, tmp_path, monkeypatch, scores=None):
 
 
 @pytest.fixture
-def compiled(tmp_path, monkeypatch):
-    """The compiled IOI model, attention hard, with a task of its words."""
-
-    def items(rng):
-        """Two names, one of them again."""
-        while True:
-            yield from name_pairs(8, int(rng.integers(2**31))).items
-
-    started_with(ioi_model(20), tmp_path, monkeypatch)
-    task = Task("names", "logit_difference", items, "here")
-    monkeypatch.setattr("workbench.circuits.tasks.TASKS", MappingProxyType({**TASKS, "names": task}))
+def root(tmp_path, monkeypatch):
+    """A runs folder, without jobs that go on in the end."""
+    folder = tmp_path / "runs"
+    monkeypatch.setenv("WORKBENCH_RUNS", str(folder))
+    yield folder
+    for left in jobs.find(folder):
+        left.cancel()
 
 
 @pytest.fixture
-def two_answers(tmp_path, monkeypatch):
+def compiled(root, tmp_path, monkeypatch):
+    """The compiled IOI model, attention hard, with a task of its words; its jobs have both too."""
+    started_with(ioi_model(20), tmp_path, monkeypatch)
+    monkeypatch.setattr("workbench.circuits.tasks.TASKS", made_models.WITH_NAMES)
+    monkeypatch.setattr(asking, "PROGRAM", (sys.executable, made_models.__file__, "compiled"))
+
+
+@pytest.fixture
+def two_answers(root, tmp_path, monkeypatch):
     """The model of two heads, one of which remembers and one reads, and its conflicts."""
     started_with(toy(), tmp_path, monkeypatch)
-    monkeypatch.setattr("workbench.circuits.pruning_curve.prepare", lambda model, source, count, seed: clashes(count, seed))
+    monkeypatch.setattr(asking, "PROGRAM", (sys.executable, made_models.__file__, "two answers"))
+
+
+def started(root, app):
+    """The job of the page's button, when it has ended."""
+    app.button(key="start").click().run()
+    assert not app.exception
+    (job,) = [one for one in jobs.find(root) if one.name in app.query_params["job"]]
+    end = time.monotonic() + 120
+    while job.state in ("queued", "running"):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return job
+
+
+def computed(root, panel, **query):
+    """The view when its job is done, opened by its settings alone."""
+    job = started(root, shown(panel, **query))
+    assert job.state == "done", job.log()
+    return shown(panel, **query)
 
 
 def test_it_opens_on_the_bundled_circuit_without_loading_a_model(monkeypatch):
@@ -111,7 +136,7 @@ def test_a_circuit_of_another_model_is_shown_but_opens_no_head(tmp_path, monkeyp
     app.file_uploader(key="circuit_file").upload("ioi.json", BUNDLED.read_bytes()).run()
     assert not app.exception
     assert ALL_HEADS in words(app)
-    for panel, said in (("Methods", "No circuits_ioi.csv of mine"), ("Memory or context", "Nothing is computed yet")):
+    for panel, said in (("Methods", "No circuits_ioi.csv of mine"), ("Memory or context", "start it with `make app MODEL=…`")):
         assert said in words(shown(panel))
 
 
@@ -134,54 +159,63 @@ def test_methods_have_the_numbers_of_the_reports():
 
 
 @on_compiled
-def test_paths_to_the_logits_of_the_compiled_model():
-    app = shown("Patching", task="names", prompts="6", run="patching")
+def test_paths_to_the_logits_of_the_compiled_model(root):
+    app = computed(root, "Patching", task="names", prompts="6")
     assert not app.error
     rows = app.dataframe[0].value.set_index("head")
     for head, effect in {MOVERS[0]: -4, MOVERS[1]: -3, NEGATIVE: 2, Head(0, 0): 0, Head(1, 2): 0}.items():
         assert rows.loc[str(head), "effect"] == pytest.approx(effect, abs=0.03)
     assert "6 pairs of names (seed 0). The clean prompts run (noising)" in words(app)
     assert "On clean prompts it is 5.0" in words(app)
-    app = shown("Patching", task="names", prompts="6", kind="activation", component="q", run="patching")
+    app = computed(root, "Patching", task="names", prompts="6", kind="activation", component="q")
     assert app.dataframe[0].value.set_index("head").loc[str(MOVERS[0]), "effect"] < -1
     assert "q of each head is replaced by" in words(app)
 
 
 @on_compiled
-def test_nothing_is_computed_before_it_is_asked_for():
+def test_nothing_is_computed_before_it_is_asked_for_and_a_job_is_found_again(root):
     app = shown("Patching", task="names", prompts="2")
     assert "Nothing is computed yet" in words(app)
     assert not app.dataframe
-    app.button(key="compute_patching").click().run()
-    assert app.dataframe
-    assert app.query_params["run"] in ("patching", ["patching"])
+    assert not jobs.find(root)
+    job = started(root, app)
+    assert job.asked["arguments"][:4] == ["circuit", "patch", "--model", "made"]
+    assert job.asked["shown"]["page"] == PAGE
+    assert job.progress.done > 0
+    assert len(jobs.find(root)) == 1
+    app = shown("Patching", job=job.name)  # from the page Runs, with other settings than its own
+    assert len(app.dataframe) == 1
+    assert app.subheader[0].value == job.asked["title"] == "Patching paths to logits: compiled-ioi, 2 pairs of names"
     app.slider(key="prompts").set_value(3).run()
+    assert "job" not in app.query_params
     assert "Nothing is computed yet" in words(app)
     assert not app.exception
+    app = shown("Codes", job=job.name)  # of another view
+    assert "Nothing is computed yet" in words(app)
+    (job.folder / "answer.json").write_text("[]", encoding="utf-8")
+    (error,) = shown("Patching", task="names", prompts="2").error
+    assert "Cannot read answer.json: answer.json is none of workbench.patching/1" in error.value
+    job.remove()
+    app = shown("Patching", job=job.name)
+    assert f"There is no job {job.name}; it may have been removed." in words(app)
 
 
 @on_compiled
 @pytest.mark.parametrize(
-    ("receiver", "said"), [("the end", "is no receiver"), ("L9H0.q", "No head L9H0"), ("logits+L2H1.q", "by itself"), ("", "is no receiver")]
+    ("receiver", "said"), [("the end", "is no receiver"), ("L9H0.q", "no head L9H0"), ("logits+L2H1.q", "by itself"), (" ", "is no receiver")]
 )
-def test_a_receiver_that_is_not_there_is_a_sentence(receiver, said):
-    app = shown("Patching", task="names", prompts="2", run="patching", receiver=receiver or " ")
-    (error,) = app.error
+def test_a_receiver_that_is_not_there_is_a_sentence(root, receiver, said):
+    app = shown("Patching", task="names", prompts="2", receiver=receiver)
+    job = started(root, app)
+    assert job.state == "failed"
+    (error,) = shown("Patching", task="names", prompts="2", receiver=receiver).error
+    assert error.value.startswith("This job ended with an error. The last it said: workbench: ")
     assert said.casefold() in error.value.casefold()
 
 
-@pytest.mark.usefixtures("nothing_is_remembered", "tiny")
-def test_a_task_that_does_not_fit_the_model_is_a_sentence():
-    for panel, run in (("Patching", "patching"), ("Codes", "codes")):
-        (error,) = shown(panel, task="ioi", prompts="6", run=run).error
-        assert "0 of 6 items fit tiny-llama" in error.value
-    (error,) = shown("Memory or context", run="pruning", items="4").error
-    assert "tiny-llama" in error.value
-
-
 @on_compiled
-def test_codes_stand_beside_their_controls():
-    app = shown("Codes", task="names", prompts="8", run="codes", control="norm")
+def test_codes_stand_beside_their_controls(root):
+    app = computed(root, "Codes", task="names", prompts="8", control="norm")
     assert not app.error
     rows = app.dataframe[0].value.set_index("head")
     assert len(rows) == 24
@@ -193,8 +227,8 @@ def test_codes_stand_beside_their_controls():
 
 
 @on_two_answers
-def test_pruning_the_head_that_remembers_turns_every_answer():
-    app = shown("Memory or context", run="pruning", items="6", k_memory="1")
+def test_pruning_the_head_that_remembers_turns_every_answer(root):
+    app = computed(root, "Memory or context", items="6", k_memory="1")
     assert not app.error
     assert "Pruned: L0H1." in words(app)
     assert "drawn now" in words(app)
@@ -203,14 +237,10 @@ def test_pruning_the_head_that_remembers_turns_every_answer():
     assert app.selectbox(key="conflict").options == [item.clean for item in clashes(6).items]
     assert f"With all heads: **{memory}** (memory). Without 1 memory heads: **{context}** (context)." in words(app)
     assert (str(REMEMBERS), str(READS)) == ("L0H1", "L0H2")
-    app = shown("Memory or context", run="pruning", items="6", prune="context", k_context="1")
+    app = shown("Memory or context", items="6", prune="context", k_context="1")  # of the same job
     assert "Pruned: L0H2." in words(app)
     assert f"Without 1 context heads: **{memory}** (memory)." in words(app)
-
-
-@on_two_answers
-def test_no_head_is_pruned_at_nought():
-    app = shown("Memory or context", run="pruning", items="6", k_memory="0")
+    app = shown("Memory or context", items="6", k_memory="0")
     assert "Without 0 memory heads" in words(app)
     assert "Pruned:" not in words(app)
     assert not app.exception

@@ -11,21 +11,41 @@ from workbench.circuits.circuit import Circuit
 pytestmark = IN_A_BROWSER
 REPORTS = ROOT / "reports" / "smollm2-135m"
 ALL = len(Circuit.load(REPORTS / "circuit_ioi.json").heads)
-PATCHED = "circuits?panel=Patching&prompts=2&receiver=L23H3.q&positions=last&run=patching"
-PRUNED = "circuits?panel=Memory%20or%20context&items=4&run=pruning"
+PATCHED = "circuits?panel=Patching&prompts=2&receiver=L23H3.q&positions=last"
+CODED = "circuits?panel=Codes&prompts=5"
+PRUNED = "circuits?panel=Memory%20or%20context&items=4"
+BUTTONS = {PATCHED: "Patch", CODED: "Train and score", PRUNED: "Ask the model"}
 PAGES = {
     "circuit": ("circuits", (".js-plotly-plot", "canvas.cells", "[data-testid=stDataFrame]")),
     "patching": (PATCHED, ("canvas.cells", "[data-testid=stDataFrame]")),
-    "codes": ("circuits?panel=Codes&prompts=5&run=codes", ("canvas.cells", ".js-plotly-plot")),
+    "codes": (CODED, ("canvas.cells", ".js-plotly-plot")),
     "methods": ("circuits?panel=Methods", (".js-plotly-plot", "[data-testid=stDataFrame]")),
     "memory": (PRUNED, ("canvas.cells", ".js-plotly-plot", ".js-plotly-plot:has-text('pruned')")),
 }
-"""The address of a view, and what it shows when it is ready; what is computed is computed once, and kept by the server."""
+"""The address of a view, and what it shows when it is ready."""
+
+
+@pytest.fixture(scope="module")
+def computed(chromium, server):
+    """Every view whose job is done, started by its button."""
+    for address, button in BUTTONS.items():
+        page = chromium.new_page()
+        page.goto(f"{server}/{address}")
+        page.get_by_text("Nothing is computed yet").wait_for()
+        settled(page)
+        page.get_by_role("button", name=button, exact=True).click()
+        page.get_by_text("Nothing is computed yet").wait_for(state="hidden")
+        page.get_by_role("button", name="Cancel").wait_for()
+        page.get_by_role("button", name="Cancel").wait_for(state="hidden", timeout=180_000)
+        settled(page)
+        assert "job=" in page.url
+        page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", PAGES)
+@pytest.mark.usefixtures("computed")
 def test_it_fits_every_width(chromium, server, pictures, name, width, scheme):
     fits(chromium, server, pictures, name, *PAGES[name], width, scheme)
 
@@ -77,15 +97,12 @@ def test_a_circuit_goes_out_and_comes_in_again(page, server, tmp_path):
     page.get_by_text(f"{ALL} heads for ioi").wait_for()
 
 
-def test_paths_to_a_name_mover_are_patched_and_a_sender_is_opened(page, server):
-    page.goto(f"{server}/{PATCHED.removesuffix('&run=patching')}")
-    page.get_by_text("Nothing is computed yet").wait_for()
-    settled(page)
-    page.get_by_role("button", name="Patch", exact=True).click()
+@pytest.mark.usefixtures("computed")
+def test_paths_to_a_name_mover_are_found_again_and_a_sender_is_opened(page, server):
+    page.goto(f"{server}/{PATCHED}")
     canvas = page.locator("canvas.cells")
     canvas.wait_for()
     settled(page)
-    assert "run=patching" in page.url
     page.get_by_text(re.compile(r"each head's direct path to L23H3\.q is replaced by what it is on the corrupted prompt, at the last position")).wait_for()
     canvas.focus()
     page.keyboard.press("ArrowDown")  # begins at the head with the largest effect
@@ -96,6 +113,7 @@ def test_paths_to_a_name_mover_are_patched_and_a_sender_is_opened(page, server):
     assert "head=L20H0" in page.url
 
 
+@pytest.mark.usefixtures("computed")
 def test_the_slider_prunes_and_the_answer_turns(page, server):
     page.goto(f"{server}/{PRUNED}")
     page.get_by_text("With all heads: London (memory). Without 5 memory heads: Madrid (context).").wait_for()

@@ -92,7 +92,7 @@ def test_what_cannot_be_asked_is_refused(given, named):
 def test_the_heads_of_a_group_share_its_effect():
     shape = random_model("llama").shape
     effects = Effects(np.arange(4.0).reshape(1, 2, 2), np.zeros(1), np.ones(1), shape.group)
-    found = Patched(PatchQuestion(), shape, effects, {})
+    found = Patched(PatchQuestion(), random_model("llama").card, effects, {})
     np.testing.assert_array_equal(found.value_LH, [[0, 0, 0, 1, 1, 1], [2, 2, 2, 3, 3, 3]])
 
 

@@ -14,7 +14,7 @@ from workbench.circuits.coded import Coded
 from workbench.circuits.effects import Effects
 from workbench.circuits.patch_question import Patched, PatchQuestion
 from workbench.circuits.sides import Sides
-from workbench.heads import Head, Shape
+from workbench.heads import Head, ModelCard, Shape
 from workbench.views import signed_canvas
 from workbench.views.circuit import HARMS, HELPS, graph_figure
 from workbench.views.circuit_tables import effects_canvas, faithfulness_figure, faithfulness_table
@@ -24,6 +24,10 @@ from workbench.views.patching import coded_canvas, coded_figure, patched_canvas,
 
 REPORTS = Path(__file__).resolve().parent.parent / "reports"
 EFFECT_LH = np.array([[-2.0, 0.5, np.nan], [0.0, 1.0, 0.25]])
+
+
+def card(*sizes):
+    return ModelCard("mine", "memory", "", Shape(*sizes))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +112,10 @@ def patched():
     effect_NLH = np.stack([EFFECT_LH, EFFECT_LH + 0.1])
     facts = {"receiver": "L1H0.q", "metric": "logit_difference"}
     return Patched(
-        PatchQuestion(receiver="L1H0.q"), Shape(2, 3, 3, 4, 12), Effects(effect_NLH, np.array([4.0, 6.0]), np.array([1.0, 1.0]), 1, facts), {"a reason": 2}
+        PatchQuestion(receiver="L1H0.q"),
+        card(2, 3, 3, 4, 12),
+        Effects(effect_NLH, np.array([4.0, 6.0]), np.array([1.0, 1.0]), 1, facts),
+        {"a reason": 2},
     )
 
 
@@ -125,7 +132,7 @@ def test_patching_is_a_map_and_a_text(patched):
 
 def test_effects_of_groups_name_the_group():
     effects = Effects(np.array([[[1.0, -1.0]]]), np.zeros(1), np.ones(1), 2, {"metric": "kl"})
-    found = Patched(PatchQuestion("activation", component="k", direction="denoising", positions="last"), Shape(1, 4, 2, 4, 16), effects, {})
+    found = Patched(PatchQuestion("activation", component="k", direction="denoising", positions="last"), card(1, 4, 2, 4, 16), effects, {})
     header, values = opened(patched_canvas(found))
     assert values.tolist() == [1, 1, -1, -1]
     assert header["labels"][3].startswith("KV head L0G1; ")
@@ -142,7 +149,7 @@ def test_codes_are_a_map_and_stand_against_a_control():
         "norm": [2.0, 9.0],
         "distinct": [4.0, 2.0],
     }
-    found = Coded(Shape(1, 2, 2, 4, 8), pd.DataFrame(rows), {}, 5, 0.1)
+    found = Coded(card(1, 2, 2, 4, 8), "mine", 0, pd.DataFrame(rows), {}, 5, 0.1)
     header, values = opened(coded_canvas(found, "codes"))
     assert values.tolist() == [3, 1]
     assert (header["marked"], header["mark"]) == ([[0, 0]], "1 with p ≤ 0.05")

@@ -3,6 +3,7 @@
 from functools import partial
 
 import streamlit as st
+from background import forget
 from chosen import BUNDLED, beside, labels, told
 from conflict import memory_or_context
 from downloads import chart, files, table
@@ -224,5 +225,7 @@ VIEWS = {"Circuit": circuit, "Patching": patching, "Codes": codes, "Methods": me
 
 shown = labels()
 st.title("Circuits")
-view = st.segmented_control("View", list(VIEWS), default="Circuit", required=True, key="panel", bind="query-params", label_visibility="collapsed", wrap=True)
+view = st.segmented_control(
+    "View", list(VIEWS), default="Circuit", required=True, key="panel", bind="query-params", label_visibility="collapsed", wrap=True, on_change=forget
+)
 VIEWS[view](shown)

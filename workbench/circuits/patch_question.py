@@ -1,20 +1,22 @@
 """What does patching tell of a task? Path patching to a receiver or activation patching of a component, asked for as plain data."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from workbench.circuits import kept
 from workbench.circuits.alternatives import check
 from workbench.circuits.effects import Effects
 from workbench.circuits.patching import DIRECTIONS, activation_patching
 from workbench.circuits.paths import Receiver, path_patching
 from workbench.circuits.tasks import METRICS, prepare, task_of
 from workbench.errors import InputError, unknown
-from workbench.heads import Shape
+from workbench.heads import ModelCard, Shape
 from workbench.models import HFModel
 
 KINDS = {
@@ -25,6 +27,7 @@ POSITIONS: Mapping[str, tuple[int, ...] | None] = {"all": None, "last": (-1,)}
 """At which positions something is exchanged."""
 
 MOST_PROMPTS = 64
+SCHEMA = "workbench.patching/1"
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,14 @@ class Patched:
     """The answer: the `effects`, the query heads' part of them, and how many prompts were `dropped`, by reason."""
 
     question: PatchQuestion
-    shape: Shape
+    card: ModelCard
     effects: Effects
     dropped: Mapping[str, int]
+
+    @property
+    def shape(self) -> Shape:
+        """How many layers and heads the model has."""
+        return self.card.shape
 
     @property
     def value_LH(self) -> Float[np.ndarray, "L H"]:
@@ -86,16 +94,34 @@ class Patched:
         clean, corrupted = (base, other) if self.question.direction == "noising" else (other, base)
         return {**self.effects.facts, "prompts": len(self.effects.base_N), "clean": clean, "corrupted": corrupted, "dropped": dict(self.dropped)}
 
+    def save(self, path: str | Path) -> Path:
+        """Write it as JSON, effects prompt by prompt."""
+        arrays = {name: kept.listed(getattr(self.effects, name)) for name in ("effect_NLH", "base_N", "other_N")}
+        effects = {**arrays, "group": self.effects.group, "facts": self.effects.facts}
+        return kept.write(path, SCHEMA, self.card, {"question": asdict(self.question), "effects": effects, "dropped": dict(self.dropped)})
 
-def patched(model: HFModel, question: PatchQuestion) -> Patched:
-    """Answer the question. Raises `InputError` where the model has no such receiver, and as the task's prompts and the two functions do."""
+    @classmethod
+    def load(cls, path: str | Path) -> "Patched":
+        """Read what `save` wrote. Raises `InputError` for a file that is missing or is something else."""
+        card, data = kept.read(path, SCHEMA)
+        told = data["effects"]
+        arrays = (kept.numbers(told[name]) for name in ("effect_NLH", "base_N", "other_N"))
+        return cls(PatchQuestion(**data["question"]), card, Effects(*arrays, told["group"], told["facts"]), data["dropped"])
+
+
+def patched(model: HFModel, question: PatchQuestion, progress: Callable[[int, int], None] = lambda *_: None) -> Patched:
+    """Answer the question; `progress` is told what is done, of how much.
+
+    Raises `InputError` where the model has no such receiver, and as the task's prompts and the two functions do.
+    """
     asked = question
     data = prepare(model, asked.task, asked.prompts, asked.seed)
     how: dict[str, Any] = {"ablation": asked.ablation, "direction": asked.direction, "positions": POSITIONS[asked.positions], "metric": asked.metric}
+    how["progress"] = progress
     if asked.kind == "activation":
         effects = activation_patching(model, data, component=asked.component, **how)
     else:
         several = tuple(Receiver.parse(name.strip(), model.shape) for name in asked.receiver.split("+"))
         receivers = several[0] if len(several) == 1 else several
         effects = path_patching(model, data, (receivers,), **how)[receivers]
-    return Patched(asked, model.shape, effects, data.dropped)
+    return Patched(asked, model.card, effects, data.dropped)

@@ -96,13 +96,12 @@ def path_patching(
     wanted = {receiver: _checked(receiver, model.shape) for receiver in receivers}
     found: dict[Receivers, list[Effects]] = defaultdict(list)
     for number, scene in enumerate(scenes(model, data, direction, metric, "z" if ablation == "mean" else None)):
-        progress(number, len(data.pairs))
         other = alternatives(scene.anatomy, scene.base, scene.other, "z", ablation, mean=scene.mean, positions=positions)
         # with all other heads frozen, nothing at earlier positions reaches the logits of the last one
         first = scene.anatomy.length - 1 if set().union(*wanted.values()) == {LOGITS} else scene.first(positions, ablation)
         paths = _Paths(scene, other, wanted, first, receiver_positions, frozen_mlps)
         base_B, other_B = scene.numbers(scene.base), scene.numbers(scene.other)
-        for receiver, value_BLH in paths.run().items():
+        for receiver, value_BLH in paths.run(partial(_within, progress, number, len(data.pairs))).items():
             found[receiver].append(Effects(value_BLH - base_B[:, None, None], base_B, other_B))
     facts = {
         "method": "path patching",
@@ -115,6 +114,11 @@ def path_patching(
         "task": data.task,
     }
     return {receiver: joined(parts, **facts, receiver="+".join(map(str, wanted[receiver]))) for receiver, parts in found.items()}
+
+
+def _within(progress: Progress, scene: int, scenes: int, done: int, senders: int) -> None:
+    """Tell how many senders are done, those of the scenes before included; there may be more scenes than lengths."""
+    progress(scene * senders + done, max(scenes, scene + 1) * senders)
 
 
 def _checked(receivers: Receivers, shape: Shape) -> tuple[Receiver, ...]:
@@ -143,7 +147,7 @@ class _Paths:
         self.at_Q = at(self.anatomy.length, at_receiver, scene.base.z[0].device)[self.first :]
         self.value = {receiver: np.full((self.shape.n_layers * self.shape.n_heads, self.batch), np.nan, np.float32) for receiver in wanted}
 
-    def run(self) -> dict[Receivers, Float[np.ndarray, "B L H"]]:
+    def run(self, progress: Progress) -> dict[Receivers, Float[np.ndarray, "B L H"]]:
         """The metric for every sender and receiver."""
         replaced_SLH, _ = single(self.shape, "z")
         size = max(1, TOKENS[self.anatomy.model.device.type] // (self.batch * (self.anatomy.length - self.first)))
@@ -161,6 +165,7 @@ class _Paths:
                         self.value[receivers][[some[row] for row in joined_rows]] = self._outcome(given, joined_rows)
                 if layer >= last:
                     break
+            progress(begin + len(some), len(senders))
         return {receivers: value.T.reshape(self.batch, self.shape.n_layers, self.shape.n_heads) for receivers, value in self.value.items()}
 
     def _layer(self, receiver: Receiver) -> int:

@@ -30,8 +30,11 @@ def patched_canvas(found: "Patched") -> bytes:
     return signed_canvas(found.value_LH, "effect", told, largest, f"the {len(largest)} largest in size")
 
 
-def patched_text(found: "Patched") -> str:
-    """What was done, in a sentence or three: method, task, prompts, direction, ablation, positions, receiver or component, and the metric's ends."""
+def patched_text(found: "Patched", shades: bool = True) -> str:
+    """What was done, in a sentence or three: method, task, prompts, direction, ablation, positions, receiver or component, and the metric's ends.
+
+    `shades` tells what colours mean, too.
+    """
     facts, asked = found.facts, found.question
     each = "KV head" if found.effects.groups else "head"
     what = f"each head's direct path to {facts['receiver']}" if asked.kind == "path" else f"{asked.component} of each {each}"
@@ -39,9 +42,10 @@ def patched_text(found: "Patched") -> str:
     by = {"resample": f"what it is on the {gives} prompt", "mean": f"its mean over {gives} prompts", "zero": "zero"}[asked.ablation]
     where = "at all positions" if asked.positions == "all" else "at the last position"
     dropped = f" Left out: {', '.join(f'{count} for {reason}' for reason, count in facts['dropped'].items())}." if facts["dropped"] else ""
+    colours = ": blue, it falls; orange, it rises" if shades else ""
     return (
         f"{facts['prompts']} pairs of {asked.task} (seed {asked.seed}). The {runs} prompts run ({asked.direction}); {what} is replaced by {by}, {where}. "
-        f"Shades are the change of the {facts['metric'].replace('_', ' ')}: blue, it falls; orange, it rises. "
+        f"{'Shades' if shades else 'Effects'} are the change of the {facts['metric'].replace('_', ' ')}{colours}. "
         f"On clean prompts it is {facts['clean']:.3f}, on corrupted ones {facts['corrupted']:.3f}.{dropped}"
     )
 
