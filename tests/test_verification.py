@@ -8,13 +8,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from workbench import choosing, tiny, verification, views
+from workbench import choosing, tiny, views
 from workbench.cli import app
 from workbench.errors import InputError
 from workbench.kernels.applied import apply
 from workbench.labels import HeadLabels
 from workbench.needles import NeedleTests
-from workbench.verification import COLUMNS, Setting, verify
+from workbench.verification import COLUMNS, Setting, measuring, verify
 
 TESTS = NeedleTests(lengths_=(700, 900), depths=(0.2, 0.8), per_cell=2, teacher_forced=False)
 SIZES = {"sinks": 2, "window": 5}
@@ -33,7 +33,7 @@ def remembering(monkeypatch):
         right = applied.policy.full_LG[0, 1] or applied.policy.window > 200
         return [test.facts[0]["answer"] if right else "no idea" for test in tests]
 
-    monkeypatch.setattr(verification, "_generate", answer)
+    monkeypatch.setattr(measuring, "_generate", answer)
 
 
 def scores(model, best=(0, 1)):
@@ -67,15 +67,15 @@ def test_the_table_tells_who_remembers(model):
 
 def test_text_is_read_as_the_model_reads_it(model):
     setting = Setting(TESTS, text_tokens=700)
-    ids, digest = verification._text(model, setting)
+    ids, digest = measuring._text(model, setting)
     plain = model.hf(ids, labels=ids)
-    nll, choice = verification._read(model, choosing.everything(model.card), ids, "torch", 256)
+    nll, choice = measuring._read(model, choosing.everything(model.card), ids, "torch", 256)
     assert nll == pytest.approx(float(plain.loss), abs=1e-5)
     assert (choice == plain.logits[0, :-1].argmax(-1).numpy()).all()
     policy = choosing.uniform(model.card, **SIZES)
     with apply(model, policy, implementation="reference") as applied, torch.inference_mode():
         once = applied.hf(ids, use_cache=False).logits[0, :-1].log_softmax(-1)
-    nll, choice = verification._read(model, policy, ids, "torch", 256)
+    nll, choice = measuring._read(model, policy, ids, "torch", 256)
     assert nll == pytest.approx(-float(once.gather(1, ids[0, 1:, None]).mean()), abs=1e-4)
     assert (choice == once.argmax(-1).numpy()).mean() > 0.99
     assert len(digest) >= 16
@@ -85,17 +85,17 @@ def test_answers_together_are_answers_alone(model):
     setting, tests = Setting(TESTS, answer_tokens=6), TESTS.build(model, 1)
     policy = choosing.at_random(model.card, 0.5, 1, **SIZES)
     with apply(model, policy) as applied, torch.inference_mode():
-        alone = [verification._generate(model, applied, [test], setting)[0] for test in tests]
-        assert verification._generate(model, applied, tests, setting) == alone
+        alone = [measuring._generate(model, applied, [test], setting)[0] for test in tests]
+        assert measuring._generate(model, applied, tests, setting) == alone
 
 
 def test_batches_have_one_length_and_so_many_tokens(model):
     tests = TESTS.build(model, 1)
-    batches = list(verification._batches(tests, 2100))
+    batches = list(measuring._batches(tests, 2100))
     assert sorted(number for batch in batches for number in batch) == list(range(8))
     assert all(len({tests[number].facts[0]["length"] for number in batch}) == 1 for batch in batches)
     assert sorted(map(len, batches)) == [1, 2, 2, 3]  # 3 and 1 of 700 tokens, 2 and 2 of 900
-    assert all(len(batch) == 1 for batch in verification._batches(tests, 1))
+    assert all(len(batch) == 1 for batch in measuring._batches(tests, 1))
 
 
 def test_what_cannot_be_verified(model, monkeypatch):
@@ -104,7 +104,7 @@ def test_what_cannot_be_verified(model, monkeypatch):
         verify(model, choosing.uniform(model.card, semantics="chunk"), {"labels": scores(model)}, Setting(TESTS))
     with pytest.raises(InputError, match="the text has"):
         verify(model, policy, {"labels": scores(model)}, Setting(TESTS, text_tokens=10**8))
-    monkeypatch.setattr(verification, "_generate", lambda _model, _applied, tests, _setting: ["no idea"] * len(tests))
+    monkeypatch.setattr(measuring, "_generate", lambda _model, _applied, tests, _setting: ["no idea"] * len(tests))
     with pytest.raises(InputError, match="insufficient evidence: tiny-llama answers none of the 8 needle tests"):
         verify(model, policy, {"labels": scores(model)}, Setting(TESTS, text_tokens=300))
 

@@ -3,7 +3,6 @@
 from workbench import jobs
 from workbench.cli import (
     calibrating,
-    circuit_questions,
     circuits,
     conflict,
     lists,
@@ -12,11 +11,13 @@ from workbench.cli import (
     measuring,
     needle,
     outputs,
+    planning,
     policy,
     publishing,
     reporting,
     sinks,
     successor,
+    sweeping,
     verifying,
 )
 from workbench.cli.app import app
@@ -24,7 +25,6 @@ from workbench.cli.app import app
 __all__ = [
     "app",
     "calibrating",
-    "circuit_questions",
     "circuits",
     "conflict",
     "lists",
@@ -34,11 +34,13 @@ __all__ = [
     "measuring",
     "needle",
     "outputs",
+    "planning",
     "policy",
     "publishing",
     "reporting",
     "sinks",
     "successor",
+    "sweeping",
     "verifying",
 ]
 

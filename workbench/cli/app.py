@@ -82,6 +82,12 @@ def needle_tests(usual: "NeedleTests", lengths: str | None, depths: str | None, 
     return replace(usual, **{name: value for name, value in changed.items() if value}, per_cell=per_cell, haystack=haystack)
 
 
+def _place(text: str | Path) -> Any:
+    from workbench.storage import place
+
+    return place(text)
+
+
 _WHERE, _TESTS = "Model", "Tests"
 _MODEL = "A name of `workbench models`, a hub id, a local folder, or a GGUF file."
 ModelName = Annotated[str, typer.Option("--model", "-m", help=_MODEL, rich_help_panel=_WHERE)]
@@ -112,7 +118,13 @@ Depths = Annotated[str | None, typer.Option(help="Depths of the needle, 0 (start
 Needles = Annotated[Path | None, typer.Option(help="A file of needles of your own, JSON lines with needle and question.", rich_help_panel=_TESTS)]
 Haystack = Annotated[Path | None, typer.Option(help="A text file to hide the needles in.", rich_help_panel=_TESTS)]
 Runs = Annotated[
-    Path, typer.Option(envvar="WORKBENCH_RUNS", help="A folder that keeps finished parts, so that a killed or repeated run goes on from them; - keeps nothing.")
+    Path,
+    typer.Option(
+        envvar="WORKBENCH_RUNS",
+        help="A folder, or an address such as s3://bucket/runs, that keeps finished parts: a killed or repeated run goes on from them. - keeps nothing.",
+        parser=_place,
+        metavar="PATH",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Also show what libraries say, and the traceback of an error.")]

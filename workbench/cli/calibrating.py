@@ -7,6 +7,7 @@ import typer
 
 from workbench.cli import show
 from workbench.cli.app import Device, Dtype, Json, ModelName, Revision, app, numbers
+from workbench.cli.workers import Address, Cpus, ExecutorName, Gpus, called, threads
 from workbench.errors import InputError, unknown
 from workbench.sources import DEFAULT_MODEL
 
@@ -47,6 +48,10 @@ def calibrate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     revision: Revision = None,
+    executor: ExecutorName = "local",
+    address: Address = None,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
     as_json: Json = False,
 ) -> None:
     """Find the heads that answer better with their attention sinks calibrated (ACT), and evaluate them on held-out questions.
@@ -57,6 +62,7 @@ def calibrate(
     """
     from workbench import calibration, models
     from workbench.edits import Calibrate, SinkRule
+    from workbench.executors import Wanted
     from workbench.labels import HeadLabels
     from workbench.questions import TASKS, questions_of
 
@@ -74,11 +80,16 @@ def calibrate(
             questions_of(source)  # what cannot be used shows before anything is loaded
     given = None if labels is None else HeadLabels.load(labels)
     show.hush_libraries()
-    loaded = models.load(model, device=device, dtype=dtype, revision=revision, say=show.remark)
-    if given is not None:
-        given.check_model(loaded.card)
-    with show.progress() as progress:
-        found = calibration.calibrate(loaded, asked, setting, seeds=range(random_sets), progress=progress)
+    how = {"asked": asked, "setting": setting, "seeds": tuple(range(random_sets))}
+    if executor != "local":
+        found = called((executor, address, cpus, gpus), Wanted(model, revision, device, dtype), "calibration", calibration.calibrate, [how])[0]
+    else:
+        threads((executor, address, cpus, gpus))
+        loaded = models.load(model, device=device, dtype=dtype, revision=revision, say=show.remark)
+        if given is not None:
+            given.check_model(loaded.card)
+        with show.progress() as progress:
+            found = calibration.calibrate(loaded, **how, progress=progress)
     files = _written(found, given, out)
     if as_json:
         measured, held = (table.to_dict("records") for table in (found.search.table, found.held_out))

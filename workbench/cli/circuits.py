@@ -8,6 +8,7 @@ import typer
 from workbench.cli import show
 from workbench.cli.app import Commands, Device, Dtype, Json, ModelName, Revision, app
 from workbench.cli.circuit_pages import by_ablation, circuit_page, page_table
+from workbench.cli.workers import Address, Cpus, ExecutorName, Gpus, called, threads
 from workbench.errors import InputError
 from workbench.sources import DEFAULT_MODEL
 
@@ -66,6 +67,10 @@ def find(
     device: Device = "auto",
     dtype: Dtype = "auto",
     revision: Revision = None,
+    executor: ExecutorName = "local",
+    address: Address = None,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
     as_json: Json = False,
 ) -> None:
     """Find a circuit on some prompts and evaluate it on others: faithfulness, completeness, minimality under three ablations.
@@ -73,25 +78,27 @@ def find(
     Example: `workbench circuit find --task ioi --method patching --size 12 --out ioi.json`
     """
     from workbench import models
+    from workbench.circuits.asked import find_on
     from workbench.circuits.finding import Search
-    from workbench.circuits.finding import find as found_by
-    from workbench.circuits.tasks import prepare
+    from workbench.executors import Wanted
     from workbench.labels import HeadLabels
 
     how = Search(method, size, target, edges, metric, anyway, seed)
     _check_out(out, items, held_out)
     given = None if labels is None else HeadLabels.load(labels)
     show.hush_libraries()
-    loaded = models.load(model, device=device, dtype=dtype, revision=revision, say=show.remark)
-    if given is not None:
-        given.check_model(loaded.card)
-    prepared = prepare(loaded, task, items + held_out, seed)
-    if by == "template" and len({item.template for item in prepared.items}) == 1:
-        show.remark("there is one template only: items are held out, not templates")
-        by = "item"
-    searched, kept = prepared.split(items / (items + held_out), by, seed)
-    with show.progress() as say:
-        made = found_by(loaded, searched, kept, how, lambda done, total: say("scoring edges", done, total))
+    how_many = {"task": task, "how": how, "items": items, "held_out": held_out, "by": by}
+    if executor != "local":
+        made, remarks = called((executor, address, cpus, gpus), Wanted(model, revision, device, dtype), task, find_on, [how_many])[0]
+    else:
+        threads((executor, address, cpus, gpus))
+        loaded = models.load(model, device=device, dtype=dtype, revision=revision, say=show.remark)
+        if given is not None:
+            given.check_model(loaded.card)
+        with show.progress() as say:
+            made, remarks = find_on(loaded, **how_many, progress=lambda done, total: say("scoring edges", done, total))
+    for remark in remarks:
+        show.remark(remark)
     written = _write(made, out)
     if labels is not None:
         written.append(made.labels(given).save(labels))
@@ -110,6 +117,10 @@ def evaluate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     revision: Revision = None,
+    executor: ExecutorName = "local",
+    address: Address = None,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a circuit on new prompts, or on another task.
@@ -117,24 +128,24 @@ def evaluate(
     Example: `workbench circuit evaluate ioi.json --task colored_objects --items 32`
     """
     from workbench import models
+    from workbench.circuits.asked import evaluate_on
     from workbench.circuits.circuit import Circuit
-    from workbench.circuits.faithfulness import evaluate as evaluated
-    from workbench.circuits.finding import unseen
-    from workbench.circuits.tasks import prepare
+    from workbench.executors import Wanted
 
-    loaded_circuit = Circuit.load(file)
+    given = Circuit.load(file)
     show.hush_libraries()
-    loaded = models.load(model, device=device, dtype=dtype, revision=revision, say=show.remark)
-    loaded_circuit.check_model(loaded.card)
-    data = unseen(prepare(loaded, task or loaded_circuit.task, items, seed), loaded_circuit)
-    if len(data) < items:
-        show.remark(f"{len(data)} of {items} items were not in the search")
-    chosen = metric or (loaded_circuit.provenance.get("metric") if task is None else None)
-    found = evaluated(loaded, data, loaded_circuit.heads, seed=seed, metric=chosen)
+    how = {"circuit": given, "task": task, "items": items, "seed": seed, "metric": metric}
+    if executor != "local":
+        found, count = called((executor, address, cpus, gpus), Wanted(model, revision, device, dtype), task or given.task, evaluate_on, [how])[0]
+    else:
+        threads((executor, address, cpus, gpus))
+        found, count = evaluate_on(models.load(model, device=device, dtype=dtype, revision=revision, say=show.remark), **how)
+    if count < items:
+        show.remark(f"{count} of {items} items were not in the search")
     if as_json:
-        return show.as_json({"task": data.task, "table": found.table.to_dict("records"), "minimality": found.minimality.to_dict("records")})
+        return show.as_json({"task": task or given.task, "table": found.table.to_dict("records"), "minimality": found.minimality.to_dict("records")})
     return show.result(
-        f"{loaded.name}, the circuit for {loaded_circuit.task} ({len(found.heads)} heads) on {len(data)} items of {data.task}", by_ablation(found.table)
+        f"{given.card.name}, the circuit for {given.task} ({len(found.heads)} heads) on {count} items of {task or given.task}", by_ablation(found.table)
     )
 
 

@@ -1,7 +1,6 @@
-"""What kind is each head? The commands that run a model, and the one that says beforehand what that costs."""
+"""What kind is each head? The commands that run a model."""
 
 import time
-from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,6 +32,7 @@ from workbench.cli.app import (
     numbers,
 )
 from workbench.cli.publishing import taken
+from workbench.cli.workers import Address, Cpus, ExecutorName, Gpus, threads, workers
 from workbench.errors import InputError, unknown
 from workbench.sources import DEFAULT_MODEL
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from workbench.models import HFModel
     from workbench.options import Options
     from workbench.scores import HeadScores
+    from workbench.storage import Place
 
 LONG = 60
 """Seconds from which on a run is announced with its cost."""
@@ -68,6 +69,10 @@ def label(
     haystack: Haystack = None,
     sample_rows: SampleRows = None,
     runs: Runs = Path("runs"),
+    executor: ExecutorName = "local",
+    address: Address = None,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -91,10 +96,21 @@ def label(
         raise InputError(f"{out} is a folder; --out is the labels file, {out / 'heads.json'} say")
     for name in [change.partition("=")[0] for change in rule or () if probe and rules[change.partition("=")[0]].probe not in probe]:
         raise InputError(f"--rule {name} needs --probe {rules[name].probe}, which is not among the chosen ones")
-    options = _options(length, lengths, depths, needles, haystack)
+    options = options_of(length, lengths, depths, needles, haystack)
     way = _way(implementation, chunk, sample_rows)
     scores = _measure(
-        name=model, probes=probe, preset=preset, seed=seed, device=device, dtype=dtype, revision=revision, options=options, way=way, runs=runs, verbose=verbose
+        name=model,
+        probes=probe,
+        preset=preset,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        options=options,
+        way=way,
+        runs=runs,
+        verbose=verbose,
+        chosen=(executor, address, cpus, gpus),
     )
     labels = labelling.label(scores, rules)
     files = {"labels": labels.save(out)}
@@ -127,6 +143,10 @@ def score(
     haystack: Haystack = None,
     sample_rows: SampleRows = None,
     runs: Runs = Path("runs"),
+    executor: ExecutorName = "local",
+    address: Address = None,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -137,10 +157,21 @@ def score(
     begin = time.perf_counter()
     if out is not None and out.suffix not in summary.TABLES:
         raise unknown("kind of table", out.suffix or out.name, summary.TABLES)
-    options = _options(length, lengths, depths, needles, haystack)
+    options = options_of(length, lengths, depths, needles, haystack)
     way = _way(implementation, chunk, sample_rows)
     scores = _measure(
-        name=model, probes=probe, preset=preset, seed=seed, device=device, dtype=dtype, revision=revision, options=options, way=way, runs=runs, verbose=verbose
+        name=model,
+        probes=probe,
+        preset=preset,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        options=options,
+        way=way,
+        runs=runs,
+        verbose=verbose,
+        chosen=(executor, address, cpus, gpus),
     )
     if out is not None:
         summary.TABLES[out.suffix](scores, out)
@@ -150,44 +181,8 @@ def score(
         summary.scores_as_text(scores, out, agreement)
 
 
-@app.command()
-def plan(
-    *,
-    model: ModelName = DEFAULT_MODEL,
-    probe: Probes = None,
-    preset: Preset = "quick",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    revision: Revision = None,
-    length: Length = None,
-    lengths: Lengths = None,
-    depths: Depths = None,
-    needles: Needles = None,
-    haystack: Haystack = None,
-    as_json: Json = False,
-) -> None:
-    """Estimate the time and memory of `label` or `score`, from the model's configuration alone; no weights are loaded.
-
-    Example: `workbench plan --model smollm2-135m --preset paper`
-    """
-    from workbench import groups as grouping
-    from workbench import models
-    from workbench import plan as planning
-    from workbench.sources import locate
-
-    place = models.choose_device(device)
-    precision = models.choose_dtype(dtype, place)
-    groups = grouping.plan(probe, preset, _options(length, lengths, depths, needles, haystack))
-    sketched = planning.sketch(locate(model, revision=revision, say=show.remark))
-    cost = planning.estimate(planning.size_of(sketched), planning.passes_of(sketched, groups), device=place.type, dtype_bytes=precision.itemsize)
-    if as_json:
-        show.as_json({"model": sketched.name, "preset": preset, **asdict(cost)})
-    else:
-        show.result(f"{sketched.name}, {preset} preset, {sum(len(group.probes) for group in groups)} probes: {cost.words}")
-        show.result(*(f"  {assumption}" for assumption in cost.assumptions))
-
-
-def _options(length: int | None, lengths: str | None, depths: str | None, needles: Path | None, haystack: Path | None) -> "Options":
+def options_of(length: int | None, lengths: str | None, depths: str | None, needles: Path | None, haystack: Path | None) -> "Options":
+    """What the options of the command line change about the prompts."""
     from workbench.options import Options
 
     return Options(length, numbers(lengths, int, "--lengths"), numbers(depths, float, "--depths"), needles, haystack)
@@ -210,16 +205,25 @@ def _measure(
     revision: str | None,
     options: "Options",
     way: "Way",
-    runs: Path,
+    runs: "Place",
     verbose: bool,
+    chosen: tuple[str, str | None, int | None, float | None],
 ) -> "HeadScores":
     """Load the model and score it; a wrong probe or preset is found before anything is loaded."""
     from workbench import groups as grouping
     from workbench import implementations, measure, models
+    from workbench.batches import Asked
+    from workbench.executors import Wanted
+    from workbench.sweeping.tasks import runs_for, score_on
 
     groups = grouping.plan(probes, preset, options)
     if not verbose:
         show.hush_libraries()
+    if chosen[0] != "local":
+        asked = Asked(None if probes is None else tuple(probes), preset, seed, options, way)
+        with workers(*chosen) as executor, show.progress() as progress:
+            return score_on(executor, Wanted(name, revision, device, dtype), asked, runs_for(runs, chosen[0]), progress)
+    threads(chosen)
     model = models.load(name, device=device, dtype=dtype, revision=revision, say=show.remark)
     implementations.choose(way.implementation, model.device, 1)  # what cannot run shows before prompts are built
     _announce(model, groups)

@@ -9,6 +9,7 @@ import typer
 from workbench.cli import show
 from workbench.cli.app import Device, Dtype, Haystack, Json, ModelName, Revision, app, needle_tests, numbers
 from workbench.cli.policy import Combine, Compensation, How, Labels, Scores, Semantics, Sinks, Window, given_sizes, with_scores
+from workbench.cli.workers import Address, Cpus, ExecutorName, Gpus, called, threads
 from workbench.errors import InputError
 from workbench.sources import DEFAULT_MODEL
 
@@ -44,6 +45,10 @@ def verify(
     dtype: Dtype = "auto",
     revision: Revision = None,
     implementation: How = "auto",
+    executor: ExecutorName = "local",
+    address: Address = None,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
     as_json: Json = False,
 ) -> None:
     """Prove what a policy costs: needle recall, perplexity and agreement with the full model along a sweep of KV budgets.
@@ -56,7 +61,9 @@ def verify(
     from dataclasses import replace
 
     from workbench import choosing, formats, models
+    from workbench.executors import Wanted
     from workbench.labels import HeadLabels
+    from workbench.verification import combined, measured, ways
     from workbench.verification import verify as measure
 
     if out.suffix not in (".csv", ".parquet"):
@@ -69,9 +76,15 @@ def verify(
     policy = replace(base, **given_sizes(sinks, window, semantics, compensation))
     setting = _setting(budgets, lengths, depths, per_cell, range(seeds), seed, text_tokens, chunk, needles, haystack)
     show.hush_libraries()
-    loaded = models.load(model, device=device, dtype=dtype, revision=revision, say=show.remark)
-    with show.progress() as progress:
-        found = measure(loaded, policy, rankings, setting, saved=given.policy is not None, implementation=implementation, progress=progress)
+    how = {"policy": policy, "rankings": rankings, "setting": setting, "saved": given.policy is not None, "implementation": implementation}
+    if executor != "local":
+        calls = [{**how, "number": number} for number, _ in enumerate(ways(policy, rankings, setting, saved=given.policy is not None))]
+        found = combined(called((executor, address, cpus, gpus), Wanted(model, revision, device, dtype), "policies", measured, calls))
+    else:
+        threads((executor, address, cpus, gpus))
+        loaded = models.load(model, device=device, dtype=dtype, revision=revision, say=show.remark)
+        with show.progress() as progress:
+            found = measure(loaded, **how, progress=progress)
     files = _written(found, out)
     if as_json:
         show.as_json({"table": found.table.to_dict("records"), "provenance": found.provenance, "files": files})

@@ -1,0 +1,203 @@
+"""How are tasks run on a Ray cluster? By workers, Ray actors that keep one model loaded each; as many as the cluster has room for.
+
+1. Connect; refuse a cluster whose nodes have other versions, or no room for one task. 2. Hire a worker for every task, up to that room, which is looked at
+again as nodes come and go. 3. A worker that is free takes a task, of its own model if there is one. 4. A worker that dies is replaced, and its task goes to
+another; a task whose workers died `ATTEMPTS` times is given up, as it may be what kills them.
+"""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from workbench.errors import InputError
+from workbench.executors.local import Local
+from workbench.executors.task import Desk, Outcome, Task, Wanted, spend
+from workbench.runs import versions
+
+try:
+    import ray
+    from ray.exceptions import RayActorError, RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+except ImportError as missing:
+    raise InputError("--executor ray needs Ray; install it with: pip install 'attention-head-workbench[ray]'") from missing
+
+ATTEMPTS = 4
+"""How many workers may die on a task before it is given up."""
+
+LOOK = 2.0
+"""Seconds between two looks at what room the cluster has."""
+
+_PATIENCE = 60
+"""Seconds for a node to say which versions it has."""
+
+
+class Worker:
+    """An actor: one desk on some node."""
+
+    def __init__(self, threads: int) -> None:
+        self._desk, self._threads = Desk(), threads
+
+    def ready(self) -> int:
+        """Its process, once it is there."""
+        return os.getpid()
+
+    def run(self, task: Task) -> dict[str, Any]:
+        """Run a task: the fields of its outcome but the task itself, which who asked has."""
+        return spend(task, self._desk, self._threads)
+
+
+@dataclass
+class _Hired:
+    """A worker as this process sees it: what it has been asked (None: to begin), and the model that it was last asked to load."""
+
+    actor: Any
+    task: Task | None = None
+    wanted: Wanted | None = None
+
+
+class OnRay(Local):
+    """An executor whose tasks run on a Ray cluster; see `executor`."""
+
+    def __init__(self, address: str | None = None, cpus: int | None = None, gpus: float | None = None) -> None:
+        super().__init__(address, cpus, gpus)
+        self._own = _connect(address)
+        nodes = _nodes()
+        if gpus is None:
+            gpus = 1 if any(node["Resources"].get("GPU") for node in nodes) else 0
+        self._needs = {"CPU": float(cpus or 1), "GPU": float(gpus)}
+        self._busy: dict[Any, _Hired] = {}
+        self._free: list[_Hired] = []
+        self._deaths: Counter[int] = Counter()
+        self._looked = 0.0
+        try:
+            self._check_room(nodes)
+            _check_versions(nodes)
+        except InputError:
+            self.close()
+            raise
+
+    def _check(self, address: str | None, gpus: float | None) -> None:
+        if gpus is not None and gpus < 0:
+            raise InputError(f"--gpus-per-task is 0 or more, got {gpus}")
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """What became of every task, as they end; tasks may be submitted meanwhile."""
+        while self._waiting or any(one.task is not None for one in self._busy.values()):
+            self._hire()
+            while self._free and self._waiting:
+                self._assign(self._free.pop())
+            done, _ = ray.wait(list(self._busy), timeout=LOOK) if self._busy else time.sleep(LOOK) or ([], [])
+            for reference in done:
+                outcome = self._heard(reference)
+                if outcome is not None:
+                    yield outcome
+
+    def close(self) -> None:
+        """Stop all workers, and the cluster if it is its own; what they have finished lies where it was written."""
+        self._waiting.clear()
+        for hired in [*self._busy.values(), *self._free]:
+            ray.kill(hired.actor)
+        self._busy, self._free = {}, []
+        if self._own:
+            ray.shutdown()
+
+    def _hire(self) -> None:
+        """Begin as many workers as there are tasks, and room; nobody knows when a node comes or goes, so that it is looked at again and again."""
+        there = len(self._busy) + len(self._free)
+        wanted = len(self._waiting) + sum(one.task is not None for one in self._busy.values())
+        if there >= wanted or time.monotonic() < self._looked:
+            return
+        self._looked = time.monotonic() + LOOK
+        nodes = _nodes()
+        self._check_room(nodes)
+        needs = {"num_cpus": self._needs["CPU"], "num_gpus": self._needs["GPU"]}
+        for _ in range(min(wanted, sum(self._room(node) for node in nodes)) - there):
+            actor = ray.remote(Worker).options(**needs, scheduling_strategy="SPREAD").remote(int(self._needs["CPU"]))
+            self._busy[actor.ready.remote()] = _Hired(actor)
+
+    def _assign(self, hired: _Hired) -> None:
+        others = {one.wanted for one in [*self._busy.values(), *self._free]}
+        hired.task = self._next(hired.wanted, others)
+        hired.wanted = hired.task.wanted or hired.wanted
+        self._busy[hired.actor.run.remote(hired.task)] = hired
+
+    def _heard(self, reference: Any) -> Outcome | None:
+        """What a worker says: that it is there, what became of its task; or nothing more, as it is dead."""
+        hired = self._busy.pop(reference)
+        task, hired.task = hired.task, None
+        try:
+            said = ray.get(reference)
+        except RayActorError as error:
+            ray.kill(hired.actor)
+            self._looked = 0.0
+            return None if task is None else self._died(task, error)
+        except RayError as error:
+            self._free.append(hired)
+            return None if task is None else Outcome(task, error=f"{type(error).__name__}: {error}", attempts=self._attempts(task))
+        self._free.append(hired)
+        return None if task is None else Outcome(task, **said, attempts=self._attempts(task))
+
+    def _died(self, task: Task, error: RayActorError) -> Outcome | None:
+        self._deaths[id(task)] += 1
+        if self._deaths[id(task)] < ATTEMPTS:
+            self.submit(task, first=True)
+            return None
+        reason = str(error).strip().partition("\n")[0]
+        del self._deaths[id(task)]
+        return Outcome(task, error=f"{ATTEMPTS} workers died on it, the last so: {reason}", refused=True, attempts=ATTEMPTS)
+
+    def _attempts(self, task: Task) -> int:
+        return self._deaths.pop(id(task), 0) + 1
+
+    def _room(self, node: dict[str, Any]) -> int:
+        """How many workers a node has room for."""
+        return int(min(node["Resources"].get(name, 0) // need for name, need in self._needs.items() if need))
+
+    def _check_room(self, nodes: list[dict[str, Any]]) -> None:
+        if any(self._room(node) for node in nodes):
+            return
+        most = {name: max((node["Resources"].get(name, 0) for node in nodes), default=0) for name in self._needs}
+        asked = ", ".join(f"{need:g} {name}s" for name, need in self._needs.items() if need)
+        raise InputError(
+            f"a task takes {asked}, and no node of the cluster has that: at most {most['CPU']:g} CPUs and {most['GPU']:g} GPUs; see --gpus-per-task"
+        )
+
+
+def _connect(address: str | None) -> bool:
+    """Connect to a cluster; whether it is one of this process alone."""
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level="error", include_dashboard=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"there is no Ray cluster at {address}: {reason} Begin one with: ray start --head") from error
+    return address is None
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _versions() -> dict[str, str]:
+    return versions()
+
+
+def _check_versions(nodes: list[dict[str, Any]]) -> None:
+    """Raise `InputError` if a node would run other code than this process has."""
+    mine = versions()
+    ask = ray.remote(num_cpus=0)(_versions)
+    asked = {ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node for node in nodes}
+    for reference, node in asked.items():
+        try:
+            theirs = ray.get(reference, timeout=_PATIENCE)
+        except RayError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise InputError(f"node {node['NodeManagerAddress']} cannot run the workbench: {reason}") from error
+        if other := {name: f"{theirs.get(name)} instead of {value}" for name, value in mine.items() if theirs.get(name) != value}:
+            told = "; ".join(f"{name} {words}" for name, words in other.items())
+            raise InputError(f"node {node['NodeManagerAddress']} has other versions than this process: {told}; results would not be the same")
