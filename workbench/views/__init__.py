@@ -4,6 +4,7 @@ from workbench.views.attention import attention_figure
 from workbench.views.calibration import ACT_VARIANTS, found_panel, gain_canvas, held_out_figure, held_out_text, screening_figure
 from workbench.views.canvas import head_canvas, script, signed_canvas, token_canvas
 from workbench.views.comparing import depth_figure, difference_canvas, versus_figure
+from workbench.views.emergence import emergence_figure
 from workbench.views.export import TABLES, camera, check_ending, figure_bytes, save_figure, save_table, table_bytes
 from workbench.views.heads import Panel, head_map, panel, panel_picture, panels, text_map
 from workbench.views.long_map import MARKS, block_canvas
@@ -35,6 +36,7 @@ __all__ = [
     "depth_figure",
     "difference_canvas",
     "distribution_figure",
+    "emergence_figure",
     "evidence_lines",
     "evidence_text",
     "figure_bytes",
