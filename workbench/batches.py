@@ -48,6 +48,8 @@ class Asked:
         """The probes by the prompts that they share. Raises `InputError` for what cannot be asked of any model."""
         groups = plan(self.probes, self.preset, self.options)
         self.way.check(groups)
+        if self.edits and all(group.recipe is None for group in groups):
+            raise InputError("edits concern none of the chosen probes: they look at weights")
         return groups
 
 

@@ -13,6 +13,7 @@ from workbench.edits import Ablate, Calibrate, Edit, Redistribute, SinkRule, Str
 from workbench.errors import InputError, unknown
 from workbench.executors import Wanted
 from workbench.groups import Way
+from workbench.heads import Head
 from workbench.options import Options
 from workbench.runs import fingerprint_of, versions
 from workbench.sources import CATALOGUE
@@ -168,10 +169,17 @@ def _edit(kind: str, settings: Any) -> Edit:
     given = dict(settings or {})
     for name in ("heads", "tokens", "spans", "dims"):
         if name in given and given[name] is not None:
-            given[name] = tuple(_list(name, given[name]))
+            given[name] = tuple(_head(kind, one) if name == "heads" else one for one in _list(name, given[name]))
     if isinstance(given.get("rule"), Mapping):
         given["rule"] = _made("rule", SinkRule, given["rule"])
     return _made(kind, EDITS[kind], given)
+
+
+def _head(kind: str, text: Any) -> Head:
+    try:
+        return Head.parse(text)
+    except ValueError as error:
+        raise InputError(f"{kind}: {error}") from error
 
 
 def _made(what: str, kind: type, data: Any) -> Any:
