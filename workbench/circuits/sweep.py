@@ -65,11 +65,11 @@ def outcomes(
     base: Trace,
     other: Sequence[Float[Tensor, "*S B H T E"] | None],
     replaced_SLH: Bool[np.ndarray, "S L H"],
-    measure: Callable[[Float[Tensor, "SB V"], int], Float[Tensor, "SB *M"]],
+    measure: Callable[[Float[Tensor, "SB V"], int], Float[Tensor, "SB ..."]],
     *,
     first: int = 0,
     frozen: bool = False,
-) -> Float[np.ndarray, "S B *M"]:
+) -> Float[np.ndarray, "S B ..."]:
     """A measure of the last position's logits in each variant, prompt by prompt; it may be several numbers.
 
     `measure` is told how many variants of the prompts there are, outermost.

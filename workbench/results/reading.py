@@ -24,17 +24,29 @@ MOST_BYTES = 50 * 2**20
 """Larger files are named, not read."""
 
 TABLES: Mapping[str, frozenset[str]] = {
+    "methods": frozenset({"seed", "part", "method", "measure", "value", "low", "high"}),
+    "overlap": frozenset({"first_task", "second_task", "budget", "shared", "expected", "jaccard", "low", "high", "q_layer", "ceiling"}),
+    "shared_heads": frozenset({"head", "circuits", "tasks", "labels"}),
+    "transfer": frozenset({"circuit", "task", "budget", "kind", "value", "random_mean", "random_sd"}),
+    "turned": frozenset({"heads turned", "to", "heads", "accuracy", "low", "high"}),
     "needles": frozenset({"kind", "phase", "condition", "seed", "test", "recall", "heads"}),
     "recall": frozenset({"variant", "draw", "heads", "test", "needle", "length", "depth", "recall", "word_recall"}),
     "policies": frozenset(
         {"policy", "budget", "seed", "full_heads", "kv_share", "recall", "kept", "kept_low", "kept_high", "tests", "perplexity", "agreement"}
     ),
+    "streams": frozenset({"way", "stretch", "position", "nll", "tokens"}),
+    "sinks": frozenset(
+        {"layer", "head", "attention_sink", "attention_sink_random", "attention_sink_repeated", "later_sink_alpha_n", "later_sink_absolute"}
+        | {"later_sink_uniform", "no_op", "no_op_mass", "text_first", "text_value_first", "text_value_rest", "text_key_first", "text_key_rest"}
+    ),
     "search": frozenset({"head", "gain", "n", "fixed", "broken", "e_helps", "e_hurts", "stopped", "kept"}),
     "held_out": frozenset({"heads", "seed", "count", "task", "n", "accuracy", "difference", "difference_low", "difference_high", "p"}),
     "ph3": frozenset({"steer", "memory", "context", "other", "n", "heads"}),
+    "successors": frozenset({"head", "layer", "index", "successor", "successor_null", "copy_suppression", "name_mover", "successor_raw"}),
+    "steering": frozenset({"class", "direction", "scale", "moves", "success", "up", "down", "above"}),
     "presets": frozenset({"probe", "head", "quick", "paper"}),
 }
-"""The tables that have a section of their own, by the columns that each has."""
+"""The tables that have a section of their own, in this order, by the columns that each has."""
 
 WORDS = {
     "labels": "head labels",
@@ -48,6 +60,15 @@ WORDS = {
     "held_out": "calibration on held-out questions",
     "ph3": "memory against context",
     "presets": "quick against paper preset",
+    "sinks": "attention sinks by head",
+    "successors": "successor heads with controls",
+    "steering": "steering of a successor head",
+    "methods": "methods that find circuits",
+    "overlap": "heads that circuits share",
+    "shared_heads": "in how many circuits each head is",
+    "transfer": "circuits on other tasks",
+    "turned": "heads turned in another task",
+    "streams": "loss with a short cache",
     "table": "a table",
     "map": "a map of one head's attention",
     "text": "a text",

@@ -66,10 +66,10 @@ def map_picture(score_LH: Float[np.ndarray, "L H"], marked: Mapping[Head, str], 
         circle = f'cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="#fff" stroke="#000" stroke-width="1"'
         parts.append(f"<circle {circle}><title>{html.escape(told)}</title></circle>")
     bottom = 4 + layers * tall
-    parts += [_text(LEFT - 5, 4 + (layer + 0.5) * tall + 4, str(layer), "end") for layer in range(0, layers, _every(layers, tall, 13))]
-    parts += [_text(LEFT + (head + 0.5) * wide, bottom + 12, str(head), "middle") for head in range(0, heads, _every(heads, wide, 20))]
-    parts.append(_text(LEFT, bottom + 26, "layers downwards, heads to the right"))
-    return _drawing([*parts, *_legend(shades, low, high, len(marked), meaning, bottom + 38)], WIDTH, bottom + 58, alt)
+    parts += [text_at(LEFT - 5, 4 + (layer + 0.5) * tall + 4, str(layer), "end") for layer in range(0, layers, _every(layers, tall, 13))]
+    parts += [text_at(LEFT + (head + 0.5) * wide, bottom + 12, str(head), "middle") for head in range(0, heads, _every(heads, wide, 20))]
+    parts.append(text_at(LEFT, bottom + 26, "layers downwards, heads to the right"))
+    return drawing([*parts, *_legend(shades, low, high, len(marked), meaning, bottom + 38)], WIDTH, bottom + 58, alt)
 
 
 def _range(score_LH: np.ndarray, signed: bool) -> tuple[float, float]:
@@ -85,9 +85,9 @@ def _range(score_LH: np.ndarray, signed: bool) -> tuple[float, float]:
 def _legend(shades: Sequence[str], low: float, high: float, marked: int, meaning: str, y: float) -> list[str]:
     step = 84 / len(shades)
     bar = [f'<rect x="{LEFT + 30 + i * step:.1f}" y="{y}" width="{step + 0.3:.2f}" height="9" fill="{shade}"/>' for i, shade in enumerate(shades)]
-    numbers = [_text(LEFT + 26, y + 9, f"{low:.2f}", "end"), _text(LEFT + 118, y + 9, f"{high:.2f}")]
+    numbers = [text_at(LEFT + 26, y + 9, f"{low:.2f}", "end"), text_at(LEFT + 118, y + 9, f"{high:.2f}")]
     ring = f'<circle cx="{LEFT + 158}" cy="{y + 5}" r="3.5" fill="#fff" stroke="#000"/>'
-    return [*bar, *numbers, *([ring, _text(LEFT + 167, y + 9, f"{marked} {meaning}"[:22])] if meaning else [])]
+    return [*bar, *numbers, *([ring, text_at(LEFT + 167, y + 9, f"{marked} {meaning}"[:22])] if meaning else [])]
 
 
 def distribution_picture(labelled: Sequence[float], others: Sequence[float], null: Sequence[float], thresholds: Sequence[float], alt: str) -> str:
@@ -102,15 +102,15 @@ def distribution_picture(labelled: Sequence[float], others: Sequence[float], nul
     def y(count: float) -> float:
         return 6 + height * (1 - (float(np.log10(count)) + 0.3) / (top + 0.3))
 
-    parts = [_text(LEFT - 5, y(count) + 4, str(count), "end") for count in (1, 10, 100, 1000, 10000) if np.log10(count) <= top]
+    parts = [text_at(LEFT - 5, y(count) + 4, str(count), "end") for count in (1, 10, 100, 1000, 10000) if np.log10(count) <= top]
     for count, colour in zip(counts[:2], (OTHERS, LABELLED), strict=True):
         bars = [f"M{x(edges[i]):.1f} {6 + height:.1f}V{y(n):.1f}H{x(edges[i + 1]) - 0.5:.1f}V{6 + height:.1f}z" for i, n in enumerate(count) if n]
         parts.append(f'<path d="{"".join(bars)}" fill="{colour}" fill-opacity="0.85"/>')
     outline = [f"M{x(edges[i]):.1f} {6 + height:.1f}V{y(n):.1f}H{x(edges[i + 1]):.1f}V{6 + height:.1f}" for i, n in enumerate(counts[2]) if n]
     parts.append(f'<path d="{"".join(outline)}" fill="none" stroke="{NULL}" stroke-width="1.4"/>')
-    parts += [_line(x(value), 4, x(value), 6 + height, "4 3") for value in thresholds]
+    parts += [line(x(value), 4, x(value), 6 + height, "4 3") for value in thresholds]
     named = [("labelled", LABELLED, len(labelled)), ("others", OTHERS, len(others)), ("null", NULL, len(null))]
-    return _drawing([*parts, *_axis(x, 6 + height, "score; heads upwards"), *_key([(f"{n} {name}", c) for name, c, n in named if n], 50 + height)], WIDTH,
+    return drawing([*parts, *_axis(x, 6 + height, "score; heads upwards"), *_key([(f"{n} {name}", c) for name, c, n in named if n], 50 + height)], WIDTH,
                     60 + height, alt)  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def intervals_picture(dots: Sequence[Dot], label: str, alt: str, lines: Sequence
     parts, row = [], 17
     for place, dot in enumerate(dots):
         y = 12 + place * row
-        parts.append(_text(left - 6, y + 4, dot.name, "end"))
+        parts.append(text_at(left - 6, y + 4, dot.name, "end"))
         if dot.low is not None and dot.high is not None and np.isfinite(dot.low + dot.high):
             parts.append(f'<path d="M{x(dot.low):.1f} {y}H{x(dot.high):.1f}" stroke="currentColor" stroke-width="1.6"/>')
         if dot.mark is not None and np.isfinite(dot.mark):
@@ -131,12 +131,24 @@ def intervals_picture(dots: Sequence[Dot], label: str, alt: str, lines: Sequence
         circle = f'cx="{x(dot.value):.1f}" cy="{y}" r="4" fill="{inside}" stroke="{LABELLED}" stroke-width="1.5"'
         parts.append(f"<circle {circle}><title>{html.escape(dot.name)}: {dot.value:.3g}{told}</title></circle>")
     bottom = 12 + len(dots) * row - 4
-    parts += [_line(x(value), 4, x(value), bottom, "4 3") for value in lines]
-    return _drawing([*parts, *_axis(x, bottom, label, left)], WIDTH, bottom + FOOT, alt)
+    parts += [line(x(value), 4, x(value), bottom, "4 3") for value in lines]
+    return drawing([*parts, *_axis(x, bottom, label, left)], WIDTH, bottom + FOOT, alt)
 
 
-def curves_picture(curves: Sequence[Curve], across: str, alt: str, *, zero: bool = True, shown: Callable[[float], str] = "{:.0%}".format) -> str:
-    """Curves over one axis, with bars for how far each point may be off; the key below. With `zero` upwards begins at 0, else at the least."""
+def curves_picture(
+    curves: Sequence[Curve],
+    across: str,
+    alt: str,
+    *,
+    zero: bool = True,
+    shown: Callable[[float], str] = "{:.0%}".format,
+    place: Callable[[float], str] | None = None,
+) -> str:
+    """Curves over one axis, with bars for how far each point may be off; the key below. With `zero` upwards begins at 0, else at the least.
+
+    `shown` writes the numbers of the points, `place` those of the axis; by default both alike.
+    """
+    place = place or shown
     xs = [value for curve in curves for value in curve.x]
     ys = [value for curve in curves for bound in (curve.y, curve.low, curve.high) for value in bound if np.isfinite(value)]
     x, height = _scale(min(0.0, *xs), max(xs), 40), 190.0
@@ -145,7 +157,7 @@ def curves_picture(curves: Sequence[Curve], across: str, alt: str, *, zero: bool
     def y(value: float) -> float:
         return 8 + height * (1 - (value - bottom) / ((top - bottom) or 1))
 
-    parts = [_text(36, y(tick) + 4, shown(tick), "end") + _line(40, y(tick), WIDTH - RIGHT, y(tick), "", 0.15) for tick in _ticks(bottom, top)]
+    parts = [text_at(36, y(tick) + 4, shown(tick), "end") + line(40, y(tick), WIDTH - RIGHT, y(tick), "", 0.15) for tick in _ticks(bottom, top)]
     for curve in curves:
         points = list(zip(curve.x, curve.y, curve.low, curve.high, strict=True))
         path = "M" + "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b, *_ in points)
@@ -154,11 +166,11 @@ def curves_picture(curves: Sequence[Curve], across: str, alt: str, *, zero: bool
         bars = "".join(f"M{x(a):.1f} {y(low):.1f}V{y(high):.1f}" for a, _, low, high in points if np.isfinite(low + high))
         parts.append(f'<path d="{bars}" stroke="{curve.colour}" stroke-width="1"/>')
         parts += [
-            f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="3.2" fill="{curve.colour}"><title>{html.escape(curve.name)}: {shown(b)} at {shown(a)}</title></circle>'
+            f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="3.2" fill="{curve.colour}"><title>{html.escape(curve.name)}: {shown(b)} at {place(a)}</title></circle>'
             for a, b, *_ in points
         ]
     key = _key([(curve.name, curve.colour) for curve in curves], 52 + height)
-    return _drawing([*parts, *_axis(x, 8 + height, across, 40, shown), *key], WIDTH, 46 + height + 17 * len(_rows([c.name for c in curves])), alt)
+    return drawing([*parts, *_axis(x, 8 + height, across, 40, place), *key], WIDTH, 46 + height + 17 * len(_rows([c.name for c in curves])), alt)
 
 
 def _scale(low: float, high: float, left: float = LEFT) -> Callable[[float], float]:
@@ -172,8 +184,8 @@ def _axis(x: Callable[[float], float], y: float, label: str, left: float = LEFT,
     unit = x(1.0) - x(0.0)
     low = (start - x(0.0)) / unit
     ticks = _ticks(low, low + room / unit, max(2, int(room / 52)))
-    marks = [f'<path d="M{x(tick):.1f} {y}v4" stroke="currentColor" stroke-opacity="0.6"/>' + _text(x(tick), y + 15, shown(tick), "middle") for tick in ticks]
-    return [_line(left, y, WIDTH - RIGHT, y, "", 0.6), *marks, _text(left + room / 2, y + 29, label, "middle")]
+    marks = [f'<path d="M{x(tick):.1f} {y}v4" stroke="currentColor" stroke-opacity="0.6"/>' + text_at(x(tick), y + 15, shown(tick), "middle") for tick in ticks]
+    return [line(left, y, WIDTH - RIGHT, y, "", 0.6), *marks, text_at(left + room / 2, y + 29, label, "middle")]
 
 
 def _ticks(low: float, high: float, about: int = 4) -> list[float]:
@@ -209,21 +221,24 @@ def _key(entries: Sequence[tuple[str, str]], y: float) -> list[str]:
         for number in row:
             name, colour = entries[number]
             parts.append(f'<rect x="{x:.1f}" y="{y - 8 + 17 * place}" width="10" height="10" fill="{colour}"/>')
-            parts.append(_text(x + 14, y + 1 + 17 * place, name))
+            parts.append(text_at(x + 14, y + 1 + 17 * place, name))
             x += 22 + 6.6 * len(name)
     return parts
 
 
-def _text(x: float, y: float, words: str, anchor: str = "start") -> str:
+def text_at(x: float, y: float, words: str, anchor: str = "start") -> str:
+    """Words at a place: `anchor` is their start, middle or end."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(words)}</text>'
 
 
-def _line(x0: float, y0: float, x1: float, y1: float, dash: str, strength: float = 0.8) -> str:
+def line(x0: float, y0: float, x1: float, y1: float, dash: str, strength: float = 0.8) -> str:
+    """A line in the colour of the page, as strong as `strength` says (0–1)."""
     dashed = f' stroke-dasharray="{dash}"' if dash else ""
     return f'<path d="M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}" stroke="currentColor" stroke-opacity="{strength}"{dashed}/>'
 
 
-def _drawing(parts: Sequence[str], width: float, height: float, alt: str) -> str:
+def drawing(parts: Sequence[str], width: float, height: float, alt: str) -> str:
+    """Parts as one picture that says what it shows, `alt`."""
     start = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}"'
     style = 'font-family="system-ui, sans-serif" font-size="11" fill="currentColor" role="img"'
     return f'{start} {style} aria-label="{html.escape(alt, quote=True)}">{"".join(parts)}</svg>'

@@ -43,7 +43,7 @@ def report_of(results: Results) -> Report:
     sections += [scores_section(result.value, result.name) for result in results.of("scores") if not labels]
     sections += [circuit_section(result.value, result.name) for result in results.of("circuit")]
     sections += [run_section(result.value, result.name) for result in results.of("run")]
-    sections += [table_section(result) for kind in TABLES for result in results.of(kind)]
+    sections += [table_section(result, scores) for kind in TABLES for result in results.of(kind)]
     cards = [result.value.card for result in (*labels, *results.of("scores", "circuit"))]
     return Report(_title(results, cards), tuple(_words(results, cards, sections)), (*sections, _files(results)), _provenance(results))
 

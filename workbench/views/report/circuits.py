@@ -8,8 +8,10 @@ from workbench.circuits.circuit import Circuit
 from workbench.heads import Head
 from workbench.results.of_circuits import caveats_of_circuit
 from workbench.views.canvas import signed_canvas
+from workbench.views.circuit import COLOURS, EDGES_SHOWN
 from workbench.views.report.parts import Block, Picture, Section, Table
 from workbench.views.svg import Dot, intervals_picture, map_picture
+from workbench.views.svg_graph import graph_picture
 
 HEADS_SHOWN = 15
 HELD_OUT = ["ablation", "n", "faithfulness", "low", "high", "random", "complement_faithfulness", "incompleteness"]
@@ -39,6 +41,7 @@ def circuit_section(circuit: Circuit, name: str) -> Section:
         Table(f"{stem}_effects", circuit.effects, "The circuit's heads: the change of the metric without what each does; files have all heads.", inside)
     )
     if len(circuit.edges):
+        blocks.insert(0, _graph(circuit, stem))
         edges = circuit.edges.sort_values("exact", key=abs, ascending=False)
         shown = edges[[column for column in ("edge", "exact", "low", "high", "q", "n") if column in edges]]
         blocks.append(Table(f"{stem}_edges", edges, "Edges between these heads, measured on held-out prompts, the strongest first.", shown))
@@ -54,6 +57,13 @@ def effect_matrix(circuit: Circuit) -> np.ndarray:
         head = Head.parse(row["head"])
         effect_LH[head.layer, head.index] = row["effect"]
     return effect_LH
+
+
+def _graph(circuit: Circuit, stem: str) -> Picture:
+    shown = f"the {EDGES_SHOWN} strongest edges of {len(circuit.edges)}" if len(circuit.edges) > EDGES_SHOWN else "the edges"
+    caption = f"The heads by layer, with {shown} measured between them on held-out prompts: wider is stronger. {COLOURS.capitalize()}."
+    alt = f"Graph of the circuit for {circuit.task}: {len(circuit.heads)} heads by layer, the input below and the logits above, with the edges between them"
+    return Picture(f"{stem}_graph", graph_picture(circuit, alt), caption)
 
 
 def _effects(circuit: Circuit, stem: str) -> Picture:

@@ -56,6 +56,9 @@ class Card:
 
 Block = Picture | Table | Card
 
+Told = tuple[str, tuple[str, ...], tuple[Block, ...], str]
+"""What a table is made into: title, words, blocks, and the sentence of what came out."""
+
 
 @dataclass(frozen=True, eq=False)
 class Section:

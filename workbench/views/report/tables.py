@@ -1,4 +1,4 @@
-"""How do the tables of tests stand in a report? Needle tests, policies, calibration, memory against context, presets, and the samples of a run."""
+"""How do the tables of tests stand in a report? Needle tests, policies, calibration, memory against context, presets, and a run's samples."""
 
 from collections.abc import Callable, Mapping
 
@@ -12,21 +12,22 @@ from workbench.results.of_needles import needles_in_short
 from workbench.results.of_runs import caveats_of_run, samples_of
 from workbench.results.of_tables import caveats_of_table, presets_in_short
 from workbench.runs import Run
+from workbench.scores import HeadScores
 from workbench.views.quality import COLOURS, LOOKS
-from workbench.views.report.parts import Block, Card, Picture, Section, Table
+from workbench.views.report.head_tables import OF_HEADS
+from workbench.views.report.method_tables import OF_CIRCUITS
+from workbench.views.report.parts import Block, Card, Picture, Section, Table, Told
 from workbench.views.svg import Curve, Dot, curves_picture, intervals_picture, map_picture
 
 MEMORY = "KV memory, share of the full model's"
 
 
-def table_section(result: Result) -> Section:
-    """A section about a table of one of the kinds of `results.reading.TABLES`."""
-    title, words, blocks, in_short = _OF[result.kind](result.value, result.name.rpartition(".")[0])
+def table_section(result: Result, scores: HeadScores | None) -> Section:
+    """A section about a table of one of the kinds of `results.reading.TABLES`; `scores` has the intervals of those about heads."""
+    stem = result.name.rpartition(".")[0]
+    told = OF_HEADS[result.kind](result.value, stem, scores) if result.kind in OF_HEADS else _OF[result.kind](result.value, stem)
+    title, words, blocks, in_short = told
     return Section(f"{title}: {result.name}", words, blocks, tuple(caveats_of_table(result.kind, result.value, result.name)), in_short, sources=(result.name,))
-
-
-Told = tuple[str, tuple[str, ...], tuple[Block, ...], str]
-"""Title, words, blocks, and the sentence of what came out."""
 
 
 def _needles(rows: pd.DataFrame, stem: str) -> Told:
@@ -197,4 +198,5 @@ _OF: Mapping[str, Callable[[pd.DataFrame, str], Told]] = {
     "held_out": _held_out,
     "ph3": _ph3,
     "presets": _presets,
+    **OF_CIRCUITS,
 }
