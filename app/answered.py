@@ -65,20 +65,13 @@ def answered(asked: Question, read: Callable[[Path], Some], found: HeadLabels, w
         if not follow(job):
             return None
         path = job.folder / OUT
-        answer = _read(read, path)
+        answer: Some = _kept(read, str(path), path.stat().st_mtime_ns if path.exists() else 0)
         found.check_model(answer.card)
         return answer
     return None
 
 
-def _read(read: Callable[[Path], Some], path: Path) -> Some:
-    try:
-        changed = path.stat().st_mtime_ns
-    except OSError:
-        changed = 0  # reading says why
-    return _kept(f"{read.__qualname__}", str(path), changed, read)
-
-
 @st.cache_resource(max_entries=16, show_spinner=False)
-def _kept(what: str, path: str, changed: int, _read: Callable[[Path], Any]) -> Any:
+def _kept(_read: Callable[[Path], Any], path: str, changed: int) -> Any:
+    """The answer of a file, which says what it is; read once until it changes."""
     return _read(Path(path))

@@ -121,6 +121,9 @@ def test_an_upload_is_shown_and_what_is_no_circuit_is_a_sentence(tmp_path):
     app.file_uploader(key="circuit_file").upload("mine.json", json.dumps(data).encode()).run()
     assert not app.exception
     assert "2 heads for" in words(app)
+    data["faithfulness"] = []
+    app.file_uploader(key="circuit_file").upload("mine.json", json.dumps(data).encode()).run()
+    assert "The file does not tell how faithful the circuit is" in words(app)
     assert "my \\*own\\*" in words(app)  # as it stands, not as Markdown
     app.file_uploader(key="circuit_file").upload("bad.json", json.dumps(data | {"heads": ["L99H0"]}).encode()).run()
     (error,) = app.error

@@ -113,7 +113,7 @@ class HeadScores(Shown):
         """Scores from the bytes of a file called `name`. Raises `InputError` for what `save` did not write, or if not every probe has one row per head."""
         try:
             table = pd.read_parquet(io.BytesIO(content))
-            facts = table.attrs
+            facts, table.attrs = table.attrs, {}  # pandas would copy them with every column
             found = cls(ModelCard.from_json(facts["model"]), table, facts["evidence"], facts["provenance"])
             heads = [(head.layer, head.index) for head in found.card.shape.heads()]
             partial = [probe for probe, rows in table.groupby("probe") if sorted(zip(rows["layer"], rows["head"], strict=True)) != heads]

@@ -1,6 +1,7 @@
 """Which heads make a behaviour, and how far is that to be believed? A circuit and its faithfulness, patching, codes, methods, memory and context."""
 
 from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import streamlit as st
 from background import forget
@@ -20,6 +21,9 @@ from workbench.views.circuit import COLOURS, EDGES_SHOWN, graph_figure
 from workbench.views.circuit_tables import effects_canvas, faithfulness_figure, faithfulness_table
 from workbench.views.methods import kept_figure, recovery_figure
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 ONE_HEAD = "app_pages/one_head.py"
 UPLOAD = "circuit_file"
 CIRCUIT_MB = 5
@@ -31,10 +35,11 @@ METHODS = "circuits_ioi.csv"
 
 def circuit(found: HeadLabels) -> None:
     """A circuit: its graph beside its faithfulness, every head's effect, its own heads, files."""
-    made = chosen_circuit()
-    if made is None:
+    drawn = chosen_circuit()
+    if drawn is None:
         st.info(f"No circuit of {found.card.name} lies beside the labels; `workbench circuit find` writes one, which can be opened here.")
         return
+    made = drawn.made
     facts = made.provenance
     right = ", ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in facts.get("accuracy", {}).items())
     st.caption(
@@ -43,21 +48,21 @@ def circuit(found: HeadLabels) -> None:
     )
     left, right = st.columns([3, 2], gap="large")
     with left:
-        graph(made, found)
+        graph(drawn, found)
     with right:
-        faithful(made)
+        faithful(drawn)
     left, right = st.columns([2, 3], gap="large")
     with left:
-        if picked := head_map(effects_canvas(made), key="effects"):
+        if picked := head_map(drawn.effects, key="effects"):
             opened(picked, made.card, found)
         st.caption("What patching each head does to the metric: blue, it falls; orange, it rises; rings are the circuit's heads. A click opens a head.")
     with right:
-        heads(made, found)
+        heads(drawn, found)
     with st.expander("What made it"):
         st.json(dict(facts), expanded=1)
 
 
-def chosen_circuit() -> Circuit | None:
+def chosen_circuit() -> "Drawn | None":
     """The circuit that was uploaded, if it is one, else one that lies beside the labels; None if there is none."""
     there = {name: content for name in FILES if (content := beside(name)) is not None}
     picked, upload = st.columns([3, 2], vertical_alignment="bottom")
@@ -66,7 +71,7 @@ def chosen_circuit() -> Circuit | None:
         given = st.file_uploader("A circuit of `workbench circuit find`", type=["json"], key=UPLOAD, max_upload_size=CIRCUIT_MB)
     if given is not None:
         try:
-            made = _parsed(given.getvalue(), given.name)
+            made = _drawn(given.getvalue(), given.name)
             picked.caption(f"Shown is {_plain(given.name)}, until it is taken away or the page is reloaded.")
             return made
         except InputError as error:
@@ -74,15 +79,15 @@ def chosen_circuit() -> Circuit | None:
     if name is None:
         return None
     with told():
-        return _parsed(there[name], name)
+        return _drawn(there[name], name)
     return None
 
 
-def graph(made: Circuit, found: HeadLabels) -> None:
+def graph(drawn: "Drawn", found: HeadLabels) -> None:
     """Heads by layer and the edges measured between them."""
-    figure = graph_figure(made)
+    made = drawn.made
     alt = f"Graph of {len(made.heads)} heads by layer with the edges measured between them"
-    event = chart(figure, "circuit-graph", alt, made.edges, key="graph", on_select="rerun", selection_mode="points")
+    event = chart(drawn.graph, "circuit-graph", alt, made.edges, key="graph", on_select="rerun", selection_mode="points")
     if (name := clicked(event)) and name not in ("input", "logits"):
         opened(name, made.card, found)
     st.caption(
@@ -92,15 +97,14 @@ def graph(made: Circuit, found: HeadLabels) -> None:
     )
 
 
-def faithful(made: Circuit) -> None:
+def faithful(drawn: "Drawn") -> None:
     """How much of the model's behaviour the circuit carries, by ablation."""
-    if made.faithfulness.empty:
+    measured = drawn.made.faithfulness
+    if drawn.faithfulness is None:
         st.info("The file does not tell how faithful the circuit is; `workbench circuit evaluate` measures it.")
         return
-    chart(
-        faithfulness_figure(made.faithfulness), "faithfulness", "Faithfulness of the circuit, its complement and random rivals, by ablation", made.faithfulness
-    )
-    turned = faithfulness_table(made.faithfulness)
+    chart(drawn.faithfulness, "faithfulness", "Faithfulness of the circuit, its complement and random rivals, by ablation", measured)
+    turned = faithfulness_table(measured)
     st.table(turned.set_index("measure"))
     st.caption("On prompts that it was not found on. 1 is the full model, 0 all heads ablated; in brackets 95% intervals over prompts.")
     from workbench.circuits.faithfulness import COLUMNS
@@ -109,9 +113,9 @@ def faithful(made: Circuit) -> None:
         st.table({name: COLUMNS.get(name, "") for name in turned["measure"]})
 
 
-def heads(made: Circuit, found: HeadLabels) -> None:
+def heads(drawn: "Drawn", found: HeadLabels) -> None:
     """The circuit's heads with effects and minimality; choosing a row opens the head. And the circuit as files."""
-    rows = made.table
+    made, rows = drawn.made, drawn.heads
     numbers = {name: st.column_config.NumberColumn(format="%.3g") for name in rows.columns if name != "head"}
     chosen = st.dataframe(
         rows, hide_index=True, placeholder="–", column_config=numbers, height=500, on_select="rerun", selection_mode="single-row", key="heads"
@@ -211,9 +215,21 @@ def _name(task: str) -> str:
     return "".join(sign if sign.isalnum() else "-" for sign in task)
 
 
+class Drawn(NamedTuple):
+    """A circuit with its pictures and its table, made once for all."""
+
+    made: Circuit
+    graph: "go.Figure"
+    faithfulness: "go.Figure | None"
+    effects: bytes
+    heads: "compared.pd.DataFrame"
+
+
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _parsed(content: bytes, name: str) -> Circuit:
-    return Circuit.parse(content, name)
+def _drawn(content: bytes, name: str) -> Drawn:
+    made = Circuit.parse(content, name)
+    faithfulness = None if made.faithfulness.empty else faithfulness_figure(made.faithfulness)
+    return Drawn(made, graph_figure(made), faithfulness, effects_canvas(made), made.table)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)

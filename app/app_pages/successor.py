@@ -15,6 +15,7 @@ from workbench.sequences import CLASSES
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    import plotly.graph_objects as go
 
     from workbench.models import HFModel
     from workbench.successor import InClass, ModTen
@@ -43,14 +44,14 @@ def within(found: HeadLabels, head: Head) -> None:
     raw = st.toggle("Without any norm", key="raw", bind="query-params", help="Raw embeddings into the first MLP, its output into the head, the head's out.")
     loaded = model(found)
     with told(), st.spinner("Multiplying weights"):
-        seen = _in_class(loaded, head, name, raw)
+        seen, figure = _in_class(loaded, head, name, raw)
     if seen.words.restricted:
         st.caption(_sentence(seen.words.restricted))
-    if not seen.texts:
+    if figure is None:
         st.info(f"No word of {name} is one token for the tokenizer of {found.card.name}.")
         return
     alt = f"Matrix of {head}: tokens of {name} that it looks at, and how much it writes each of them"
-    chart(views.class_figure(seen.logits_TC, seen.texts), f"successor-{head}-{name.replace(' ', '-')}", alt, key="class_matrix")
+    chart(figure, f"successor-{head}-{name.replace(' ', '-')}", alt, key="class_matrix")
     st.caption(
         "From weights alone: the logits that the head adds for each token of the class when it looks wholly at one of them (W_U·OV·MLP0(W_E)), in standard "
         "deviations of the row. Words stand in their order: a successor head has a blue line to the right of the diagonal, a copying head on it."
@@ -151,12 +152,13 @@ def _scored(loaded: "HFModel") -> "np.ndarray":
 
 
 @st.cache_resource(max_entries=32, show_spinner=False, hash_funcs=BY_FINGERPRINT)
-def _in_class(loaded: "HFModel", head: Head, name: str, raw: bool) -> "InClass":
+def _in_class(loaded: "HFModel", head: Head, name: str, raw: bool) -> "tuple[InClass, go.Figure | None]":
     from workbench.successor import in_class
     from workbench.token_circuits import RAW, Norms
 
     with loaded.lock:
-        return in_class(_weights(loaded), head, name, norms=RAW if raw else Norms())
+        seen = in_class(_weights(loaded), head, name, norms=RAW if raw else Norms())
+    return seen, views.class_figure(seen.logits_TC, seen.texts) if seen.texts else None
 
 
 @st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=BY_FINGERPRINT)
