@@ -1,0 +1,186 @@
+"""Is a model that is spread over processes the same model? Two ranks on the CPU beside one process, for every architecture that can be spread."""
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sharded import ARCHITECTURES, DEEP
+
+from workbench.errors import InputError
+from workbench.heads import Head, Shape
+from workbench.loading import shape_of
+from workbench.models import load
+from workbench.probes import PROBES
+from workbench.sharding import Shards, plan, settled
+from workbench.tiny import random_model
+from workbench.weights import HeadWeights
+
+RANKS = (0, 1)
+HERE = Path(__file__).parent
+NO_EVIDENCE = {"name_mover", "retrieval", "semantic_retrieval", "reasoning_retrieval", "user_attention"}
+"""Probes that a random model of bytes gives nothing to count."""
+
+
+def torchrun(*words, timeout=240, **variables):
+    """Two processes of a program, on one thread each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent), **variables}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout, check=False)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What each rank found, together and alone."""
+    folder = tmp_path_factory.mktemp("sharded")
+    run = torchrun(HERE / "sharded.py", folder)
+    assert run.returncode == 0, run.stderr[-4000:]
+    return [pickle.loads((folder / f"rank{rank}.pkl").read_bytes()) for rank in RANKS]
+
+
+def alone(found, name):
+    """What the rank found that measured this model by itself."""
+    return next(rank[name, "alone"] for rank in found if (name, "alone") in rank)
+
+
+def near(part, right, tolerance):
+    """Equal numbers, but for rounding beside the largest of them; what counts things is the same."""
+    if np.issubdtype(right.dtype, np.floating):
+        size = max(1.0, float(np.nanmax(np.abs(right), initial=0)))
+        np.testing.assert_allclose(part, right, rtol=0, atol=tolerance * size)
+    else:
+        np.testing.assert_array_equal(part, right)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_scores_of_all_probes_are_those_of_one_process(found, name):
+    right = alone(found, name)
+    assert NO_EVIDENCE | set(right["table"].probe) >= set(PROBES)
+    for rank in found:
+        mine = rank[name, "together"]
+        assert mine["card"] == right["card"]
+        assert mine["evidence"].keys() == right["evidence"].keys()
+        pd.testing.assert_frame_equal(mine["table"], right["table"], rtol=0, atol=1e-5)
+    pd.testing.assert_frame_equal(*(rank[name, "together"]["table"] for rank in found), check_exact=True)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_captures_with_edits_are_those_of_one_process(found, name):
+    right = alone(found, name)["captures"]
+    for rank in found:
+        mine = rank[name, "together"]["captures"]
+        assert mine.keys() == right.keys()
+        for what, seen in mine.items():
+            assert seen["provenance"] == right[what]["provenance"]
+            for read, parts in seen["values"].items():
+                for part, wanted in zip(parts, right[what]["values"][read], strict=True):
+                    near(part, wanted, 1e-4 if "calibrate" in what else 1e-5)
+            for part, wanted in zip(seen["found"], right[what]["found"], strict=True):
+                np.testing.assert_array_equal(part, wanted)
+
+
+def test_edits_change_what_they_change_of_one_process(found):
+    """The captures above are of something: every edit moves the heads that it names, on both ranks."""
+    seen = alone(found, "llama")["captures"]
+    for what in ("zero", "uniform", "mean", "resample", "calibrate", "calibrate some, then ablate", "stream"):
+        after, before = (seen[name]["values"]["HeadOutput(rows=None)"][0] for name in (what, "nothing"))
+        for head in (0, 5):
+            assert not np.allclose(after[:, 0, head], before[:, 0, head]), what
+
+
+def test_redistribution_is_that_of_one_process(found):
+    right = alone(found, DEEP)
+    assert right["found"][0].any()
+    for rank in found:
+        for read, parts in rank[DEEP, "together"]["values"].items():
+            for part, wanted in zip(parts, right["values"][read], strict=True):
+                near(part, wanted, 1e-5)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_policy_gives_the_logits_and_answers_of_one_process(found, name):
+    right = alone(found, name)["policies"]
+    for rank in found:
+        mine = rank[name, "together"]["policies"]
+        assert mine.keys() == right.keys()
+        for semantics, parts in mine.items():
+            for part, wanted in zip(parts, right[semantics], strict=True):
+                near(part, wanted, 1e-5)
+
+
+def test_what_is_on_disk_is_found_again_by_all_ranks(found):
+    for rank in found:
+        pd.testing.assert_frame_equal(rank["again"], found[0]["llama", "together"]["table"], check_exact=True)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("gpt2", "gpt2 cannot be split over 2 devices: transformers has no tensor-parallel plan for gpt2; try --device-map auto"),
+        ("three heads", "three heads cannot be split over 2 devices: its 3 query heads and 3 KV heads do not divide evenly; try another number"),
+        ("no model", "unknown model"),
+        ("device", "with tensor parallelism each process has the device of its number; leave out --device cuda:1"),
+        ("pattern", r"Pattern\(.*\) of a model that is spread over processes would send more than statistics"),
+        ("queries", r"QueryKey\(.*\) of a model that is spread over processes would send more than statistics"),
+        ("heads", "no head L0H99 in a model of 4 layers × 6 query heads"),
+        ("weights", "the heads of llama of four layers are spread over 2 processes; only scores, labels, captures, generation and policies"),
+        ("lens", "the heads of llama of four layers are spread over 2 processes"),
+        ("circuits", "the heads of llama of four layers are spread over 2 processes"),
+    ],
+)
+def test_what_cannot_be_done_is_a_sentence_on_every_rank(found, what, said):
+    for rank in found:
+        assert re.match(said, rank["refusals"][what]), rank["refusals"][what]
+
+
+@pytest.mark.parametrize(
+    ("settings", "ranks", "said"),
+    [
+        ({"num_attention_heads": 6, "num_key_value_heads": 2}, 3, "its 6 query heads and 2 KV heads do not divide evenly"),
+        ({"num_attention_heads": 8, "num_key_value_heads": 4, "hidden_size": 64}, 6, "its 8 query heads and 4 KV heads do not divide evenly"),
+        ({"intermediate_size": 49}, 2, "the 49 neurons of its MLPs do not divide evenly"),
+    ],
+)
+def test_sizes_that_do_not_divide_are_refused(settings, ranks, said):
+    model = random_model("llama", **settings)
+    with pytest.raises(InputError, match=f"tiny-llama cannot be split over {ranks} devices: {said}"):
+        plan(model.hf, model.shape, model.name, ranks)
+
+
+def test_quantised_weights_are_refused():
+    model = random_model("llama")
+    model.hf.config.quantization_config = {"quant_method": "awq"}
+    with pytest.raises(InputError, match="its weights are quantised"):
+        plan(model.hf, model.shape, model.name, 2)
+
+
+def test_without_torchrun_it_says_how_to_start(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(InputError, match="takes two processes or more; start one process per device: torchrun --nproc-per-node 2"):
+        load("smollm2-135m", tensor_parallel=True)
+
+
+def test_ranks_share_kv_heads_where_there_are_fewer():
+    """Worked out by hand: 8 query heads and 2 KV heads over 4 ranks."""
+    shards = [Shards(rank, 4, Shape(1, 8, 2, 4, 32), torch.device("cpu")) for rank in range(4)]
+    assert [list(one.heads) for one in shards] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert [list(one.kv_heads) for one in shards] == [[0], [0], [1], [1]]
+    assert {one.own for one in shards} == {Shape(1, 2, 1, 4, 32)}
+
+
+@pytest.mark.parametrize(("name", "heads", "kv_heads"), [("llama", 8, 2), ("phi3", 8, 4)])
+def test_a_rank_keeps_the_projections_of_its_heads(name, heads, kv_heads):
+    """The third of four ranks, cut from a whole model: every one of its KV heads (and of phi3's packed query heads) is the model's."""
+    settings = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "hidden_size": 64}
+    whole, cut = (random_model(name, **settings) for _ in range(2))
+    shards = Shards(2, 4, shape_of(cut.config), torch.device("cpu"))
+    mine = HeadWeights(settled(cut.hf, shards), cut.config, shards.own)
+    for index, head in enumerate(shards.heads):
+        for take in ("k", "v", *(("q",) if name == "phi3" else ())):
+            torch.testing.assert_close(getattr(mine, take)(Head(1, index)), getattr(whole.weights, take)(Head(1, head)))
