@@ -4,6 +4,7 @@ import downloads
 import streamlit as st
 from chosen import LABELS_MB, parsed, runs, sentence
 from maps import head_map
+from uploads import uploader
 
 from workbench import jobs, views
 from workbench.comparing import common, compared
@@ -19,10 +20,10 @@ def second() -> tuple[HeadLabels, str] | None:
     """The other labels and their name; None if none are chosen, or if they cannot be used, which is said."""
     made = {f"{job.asked['title']}: {path.name} ({job.name})": path for job in jobs.find(runs()) if job.state == "done" for path in _files(job)}
     name = st.selectbox("Computed by a job", [NONE, *made], key="second", bind="query-params") if made else NONE
-    upload = st.file_uploader("Second file", type=[ending[1:] for ending in ENDINGS], key="second_file", max_upload_size=LABELS_MB)
+    upload = uploader("Second file", [ending[1:] for ending in ENDINGS], "second_file", LABELS_MB)
     try:
         if upload is not None:
-            return parsed(upload.getvalue(), upload.name), upload.name
+            return parsed(upload.content, upload.name), upload.name
         if name != NONE:
             return parsed(made[name].read_bytes(), made[name].name), name
     except (InputError, OSError) as error:

@@ -139,6 +139,13 @@ def test_a_table_of_verify_can_be_uploaded(mine):
     app = opened(EFFICIENT, part="Quality", by="budget", budget="0.2")
     app.file_uploader(key="verified_table").upload("mine.csv", VERIFIED.to_csv(index=False).encode()).run()
     assert "2 heads full by induction: **50% of the needle recall**" in words(app)
+    app.segmented_control(key="part").set_value("KV memory").run()
+    assert not [one for one in app.get("file_uploader") if one.key == "verified_table"]
+    app.segmented_control(key="part").set_value("Quality").run()
+    assert "2 heads full by induction: **50% of the needle recall**" in words(app)
+    assert "mine.csv was given before and is still shown." in words(app)
+    app.button(key="verified_table-away").click().run()
+    assert "There is no table of what policies cost" in words(app)
     app.file_uploader(key="verified_table").upload("bad.csv", b"a\n1\n").run()
     assert "bad.csv is no table of `workbench verify`: it has no column 'policy'" in words(app).replace("Bad.csv", "bad.csv")
     assert not app.exception

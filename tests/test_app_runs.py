@@ -133,6 +133,42 @@ def test_a_run_that_is_removed_while_it_is_shown_is_a_sentence(root):
     assert app.selectbox(key="run").value != run.fingerprint
 
 
+def test_a_run_is_deleted_once_that_is_confirmed(root):
+    made = []
+    for seed in (0, 1):
+        made.append(Run(root, {"model": "abc", "probes": ["induction"], "prompts": ["1"], "seed": seed}))
+        made[-1].save("part-0000", Part({"induction": np.zeros((1, 2, 4))}, {"induction": np.ones(1, bool)}, ()))
+    app = opened(PAGE, run=made[0].fingerprint)
+    assert f"The 1 finished parts of run {made[0].fingerprint} are deleted for good." in words(app)
+    assert made[0].folder.exists()
+    app.button(key="delete").click().run()
+    assert not app.exception
+    assert not made[0].folder.exists()
+    assert made[1].load("part-0000") is not None
+    assert [message.value for message in app.success] == [f"Run {made[0].fingerprint} was deleted."]
+    assert app.selectbox(key="run").value == made[1].fingerprint
+    assert "may have been removed" not in words(app)
+    shutil.rmtree(made[1].folder)
+    assert not app.run().exception
+    assert "There are no runs in the folder runs" in words(app)
+
+
+def test_a_job_that_failed_is_started_again_where_it_is_listed(root):
+    job = asked(root, "wrong", files={"given.json": b"mine"}, shown={"page": "app_pages/needle_test.py"})
+    app = opened(PAGE)
+    assert "Start again" not in labelled(app)
+    (root / "jobs" / "go").touch()
+    until(lambda: job.state == "failed")
+    (root / "jobs" / "go").unlink()
+    app = pressed(opened(PAGE), "Start again")
+    until(lambda: job.state == "running")
+    assert [one.name for one in jobs.find(root)] == [job.name]
+    assert (job.folder / "given.json").read_bytes() == b"mine"
+    assert job.asked["shown"] == {"page": "app_pages/needle_test.py"}
+    assert app.query_params["job"] in (job.name, [job.name])
+    assert "Start again" not in labelled(opened(PAGE))
+
+
 def test_a_model_can_be_labelled_in_the_background(root):
     app = opened(PAGE)
     assert "It takes about" in words(app)

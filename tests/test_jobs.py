@@ -125,6 +125,22 @@ def test_an_error_is_told_and_the_question_can_be_asked_again(root):
     assert starts(root) == ["wrong", "wrong"]
 
 
+def test_a_job_is_asked_again_with_the_files_it_was_given(root):
+    (root / "jobs").mkdir(parents=True)
+    go(root)
+    one = jobs.ask(root, ["wrong"], title="mine", files={"given.json": b"mine"}, shown={"page": "here"})
+    until(lambda: one.state == "failed")
+    asked_before = one.asked
+    again = jobs.again(root, one)
+    until(lambda: again.state == "failed")
+    assert again == one
+    assert {**again.asked, "time": 0} == {**asked_before, "time": 0}
+    assert starts(root) == ["wrong", "wrong"]
+    (one.folder / "given.json").unlink()
+    with pytest.raises(InputError, match="a file that was given"):
+        jobs.again(root, one)
+
+
 def test_who_starts_afresh_finds_it(root):
     one = started(asked(root))
     code = "import sys; from pathlib import Path; from workbench import jobs; print([(j.name, j.state, j.progress.done) for j in jobs.find(Path(sys.argv[1]))])"

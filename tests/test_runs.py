@@ -191,3 +191,19 @@ def test_an_overview_says_which_question_cannot_be_read(tmp_path, content):
     table = runs.overview(tmp_path).set_index("run")
     assert table.loc["broken", "problem"].startswith("its question cannot be read")
     assert table.loc[fingerprint_of(QUESTION), "problem"] == ""
+
+
+def test_what_is_removed_is_gone_and_the_rest_stays(tmp_path):
+    kept, gone = Run(tmp_path, QUESTION), Run(tmp_path, {**QUESTION, "seed": 1})
+    for run in (kept, gone):
+        run.save("part-0000", part())
+    runs.remove(tmp_path, gone.fingerprint)
+    assert not gone.folder.exists()
+    assert_same(kept.load("part-0000"), part())
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "question.json").write_text("{}", encoding="utf-8")
+    for name in (gone.fingerprint, "jobs", "..", f"../{tmp_path.name}/{kept.fingerprint}"):
+        with pytest.raises(InputError, match="there is no run"):
+            runs.remove(tmp_path, name)
+    assert (tmp_path / "jobs").is_dir()
+    assert kept.folder.is_dir()

@@ -8,6 +8,8 @@ not at all; so a killed sweep goes on where it stopped.
 import hashlib
 import json
 import platform
+import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +22,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from workbench.errors import InputError
 from workbench.storage import Place, read, write
 
 
@@ -159,3 +162,14 @@ def find(root: Path) -> Sequence[Run]:
     """Every run under a folder, oldest first."""
     paths = sorted(root.glob("*/question.json"), key=lambda path: path.stat().st_mtime)
     return [Run(root, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+
+
+def remove(root: Path, fingerprint: str) -> None:
+    """Delete a run with its finished parts for good. Raises `InputError` if there is none of that fingerprint under `root`, or if it cannot be deleted."""
+    folder = root / fingerprint
+    if not re.fullmatch(r"[0-9a-f]{16}", fingerprint) or not (folder / "question.json").is_file():
+        raise InputError(f"there is no run {fingerprint}; it may have been removed")
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise InputError(f"run {fingerprint} cannot be deleted: {error.strerror}") from error

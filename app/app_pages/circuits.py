@@ -10,6 +10,7 @@ from conflict import memory_or_context
 from downloads import chart, files, table
 from maps import clicked, head_map
 from patching import codes, patching
+from uploads import uploader
 
 from workbench.circuits import compared
 from workbench.circuits.circuit import Circuit
@@ -68,10 +69,10 @@ def chosen_circuit() -> "Drawn | None":
     picked, upload = st.columns([3, 2], vertical_alignment="bottom")
     name = picked.selectbox("Circuit", list(there), key="circuit", bind="query-params") if there else None
     with upload.popover("Open a circuit"):
-        given = st.file_uploader("A circuit of `workbench circuit find`", type=["json"], key=UPLOAD, max_upload_size=CIRCUIT_MB)
+        given = uploader("A circuit of `workbench circuit find`", ["json"], UPLOAD, CIRCUIT_MB)
     if given is not None:
         try:
-            made = _drawn(given.getvalue(), given.name)
+            made = _drawn(given.content, given.name)
             picked.caption(f"Shown is {_plain(given.name)}, until it is taken away or the page is reloaded.")
             return made
         except InputError as error:

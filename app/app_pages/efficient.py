@@ -1,13 +1,14 @@
 """Which KV heads keep the whole context, and what is won and lost? A policy from labels, its memory, quality and speed, and its export."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import streamlit as st
 from chosen import LABELS_MB, beside, labels, parsed, path_beside, sentence, told
 from downloads import chart, table
 from exporting import export
 from policy_choice import Choice, choice
+from uploads import Upload, uploader
 
 from workbench import choosing, formats, views
 from workbench.errors import InputError
@@ -79,8 +80,7 @@ def memory(made: Choice, asked: Context) -> None:
 def quality(made: Choice, _asked: Context) -> None:
     """What policies keep of the full model, as it was measured."""
     words = "A table of `workbench verify` (.csv or .parquet)"
-    given = st.file_uploader(words, type=["csv", "parquet"], key=VERIFIED, max_upload_size=LABELS_MB)
-    rows, report = _measured(given)
+    rows, report = _measured(uploader(words, ["csv", "parquet"], VERIFIED, LABELS_MB))
     if rows is None:
         st.info("There is no table of what policies cost beside the labels. `workbench verify heads.json --out verify.csv` measures one; give it above.")
         return
@@ -105,11 +105,11 @@ def quality(made: Choice, _asked: Context) -> None:
             st.markdown(report)
 
 
-def _measured(given: Any) -> "tuple[pd.DataFrame | None, str]":
+def _measured(given: Upload | None) -> "tuple[pd.DataFrame | None, str]":
     """The table that was uploaded, or the one beside the labels with its report."""
     if given is not None:
         try:
-            return _table(given.getvalue(), given.name), ""
+            return _table(given.content, given.name), ""
         except InputError as error:
             st.error(sentence(error))
     content = beside(REPORT)

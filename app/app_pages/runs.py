@@ -7,7 +7,7 @@ from background import ALIVE, follow, placed, start
 from chosen import runs, sketched, told
 
 from workbench import jobs
-from workbench.runs import overview
+from workbench.runs import overview, remove
 
 PAGE = "app_pages/runs.py"
 FILES = {"labels (heads.json)": ("label", "heads.json"), "scores with nulls and intervals (scores.parquet)": ("score", "scores.parquet")}
@@ -55,12 +55,15 @@ def one_job(job: jobs.Job) -> None:
     if follow(job):
         st.success(f"This job {jobs.STATES['done']}.")
     st.code(job.command, language="sh", wrap_lines=True)
-    left, middle, _ = st.columns([1, 1, 3])
+    left, middle, right = st.columns(3)
     page = asked["shown"].get("page")
     if page and page != PAGE and left.button("Open its page", key="open", width="stretch"):
         st.switch_page(page, query_params={**asked["shown"].get("query", {}), "job": job.name})
     if middle.button("Remove", key="remove", width="stretch", help="Deletes the job and its files; a job that runs is cancelled first. The runs below stay."):
         job.remove()
+        st.rerun()
+    if job.state not in (*ALIVE, "done") and right.button("Start again", key="again", width="stretch", help="What is finished of it is not computed again."):
+        st.query_params["job"] = jobs.again(runs(), job).name
         st.rerun()
     if said := job.log():
         with st.expander("Log", expanded=job.state == "failed"):
@@ -98,7 +101,10 @@ def label() -> None:
 def kept() -> None:
     """The runs on disk."""
     rows = overview(runs())
-    gone("run", list(rows["run"]), "Run")
+    if deleted := st.session_state.pop("deleted", ""):
+        st.success(f"Run {deleted} was deleted.")
+    else:
+        gone("run", list(rows["run"]), "Run")
     if rows.empty:
         st.info(
             f"There are no runs in the folder {runs().name}. `workbench label` and `workbench score` keep theirs there; `WORKBENCH_RUNS` names another folder."
@@ -107,12 +113,19 @@ def kept() -> None:
     times = {"last": st.column_config.DatetimeColumn(TIMES["last"], format="YYYY-MM-DD HH:mm"), "again": st.column_config.CheckboxColumn("found again")}
     st.dataframe(rows, column_order=[name for name in rows if name != "question"], hide_index=True, column_config=times)
     st.caption("A run is one question about some probes; it is found again, and not computed again, while code and versions stay the same.")
-    chosen = st.selectbox("Run", list(rows["run"]), key="run", bind="query-params")
+    chosen = str(st.selectbox("Run", list(rows["run"]), key="run", bind="query-params"))
     row = rows[rows["run"] == chosen].iloc[0]
     if row["problem"]:
         st.error(f"Run {chosen}: {row['problem']}.")
     else:
         st.json(row["question"], expanded=1)
+    with st.popover("Remove this run"):
+        st.markdown(f"The {row['parts'] or 0:.0f} finished parts of run {chosen} are deleted for good. Asked again, they are computed again.")
+        if st.button("Delete it", key="delete", type="primary"):
+            with told():
+                remove(runs(), chosen)
+            st.session_state["deleted"] = chosen
+            st.rerun()
 
 
 st.title("Runs")

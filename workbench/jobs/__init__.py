@@ -11,8 +11,8 @@ looks, not even after a restart, takes a dead job for a living one. The folder h
 - `end.json`: the exit code; `cancelled`: somebody wanted it to stop
 """
 
-from workbench.jobs.asking import ask, find, named, overview, same
+from workbench.jobs.asking import again, ask, find, named, overview, same
 from workbench.jobs.job import STATES, Job, Progress
 from workbench.jobs.working import report, running
 
-__all__ = ["STATES", "Job", "Progress", "ask", "find", "named", "overview", "report", "running", "same"]
+__all__ = ["STATES", "Job", "Progress", "again", "ask", "find", "named", "overview", "report", "running", "same"]

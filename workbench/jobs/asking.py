@@ -54,6 +54,19 @@ def ask(root: Path, arguments: Sequence[str], *, title: str, files: Mapping[str,
     return job
 
 
+def again(root: Path, job: Job) -> Job:
+    """The same question asked once more, with the files that lie in the job's folder: it goes on from the parts that are finished.
+
+    With other versions it is another job. Raises `InputError` if the job, or a file of it, is gone.
+    """
+    asked = job.asked
+    try:
+        files = {name: (job.folder / name).read_bytes() for name in asked.get("files", {})}
+    except OSError as error:
+        raise InputError(f"a file that was given with job {job.name} cannot be read: {error.strerror}") from error
+    return ask(root, asked["arguments"], title=asked["title"], files=files, shown=asked["shown"])
+
+
 def find(root: Path) -> list[Job]:
     """Every job under a runs folder, the one asked last first; those that cannot be read last."""
     found = [Job(path.parent) for path in root.glob("jobs/*/job.json")]
