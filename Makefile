@@ -10,7 +10,7 @@ APP_STAMP := .venv/.installed-app
 DEV_STAMP := .venv/.installed-dev
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: help install demo app test check docs mutants clean
+.PHONY: help install demo app test check docs notebooks mutants clean
 
 help:
 	@echo "make demo      install, then label the heads of $(MODEL): writes heads.json and heads.html"
@@ -19,6 +19,7 @@ help:
 	@echo "make install   .venv with the package, its tests and its tools"
 	@echo "make check     format, lint, types, layers, dead code and the fast tests"
 	@echo "make docs      the docs site in site/; open site/index.html"
+	@echo "make notebooks runs those of reports/notebooks and renews their output"
 	@echo "make mutants   mutation testing over the modules that measure"
 	@echo "make clean     remove what was made here; the cache of models stays"
 	@echo "Another interpreter: make PYTHON=python3.12 ..."
@@ -39,6 +40,9 @@ check: $(DEV_STAMP)
 
 docs: $(DEV_STAMP)
 	@scripts/check --docs
+
+notebooks: $(DEV_STAMP)
+	@$(BIN)/python scripts/notebooks
 
 mutants: $(DEV_STAMP)
 	@$(BIN)/python scripts/mutants

@@ -14,7 +14,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from pages import commands, from_root, modules, probes, registries, schemas
+from pages import commands, from_root, modules, notebooks, probes, registries, schemas
 from pages.markdown import ROOT, code, found, link, readme, table
 
 from workbench.probes import PROBES
@@ -34,6 +34,7 @@ GENERATED: Mapping[str, Callable[[], str]] = {
     "reference/scores_file.md": schemas.scores,
     "reference/given_files.md": schemas.given,
     f"{modules.FOLDER}/index.md": modules.index,
+    "notebooks/index.md": notebooks.index,
     "measured/index.md": from_root.measured,
 }
 """The pages that registries and files make, by their path in the site."""
@@ -73,31 +74,35 @@ def made() -> dict[str, str]:
     texts = {path: make() for path, make in GENERATED.items()}
     texts |= {f"{modules.FOLDER}/{part}.md": modules.page(part) for part in modules.parts()}
     texts |= {page: from_root.page(name) for name, page in from_root.shown().items() if name.endswith(".md")}
+    texts |= {from_root.shown()[name]: notebooks.page(name) for name in notebooks.names()}
     return texts | ({probes.OTHERS: probes.others(names)} if (names := left_over()) else {})
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """Complete the navigation: the Python reference, what was measured, and the scores of no family."""
+    """Complete the navigation: notebooks, the Python reference, what was measured, and the scores of no family."""
     sections: dict[str, list[Any]] = {
         name: pages for entry in config.nav or [] if isinstance(entry, dict) for name, pages in entry.items() if isinstance(pages, list)
     }
     sections["Reference"].append({"Python": modules.navigation()})
     if left_over():
         sections["Explanation"].append({"Other scores": probes.OTHERS})
+    sections["Notebooks"] += [{notebooks.title(name): from_root.shown()[name]} for name in notebooks.names()]
     for name, page in from_root.shown().items():
         if name.endswith(".md") and page.startswith("measured/"):
             sections["Measured"].append({from_root.title(name): page})
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
-    """Add the pages that are made, and the pictures of the reports."""
+    """Add the pages that are made, and the pictures of the notebooks and reports."""
     try:
         for path, text in made().items():
             files.append(File.generated(config, path, content=text))
     except ValueError as error:
         raise PluginError(str(error)) from error
+    for path, picture in notebooks.pictures().items():
+        files.append(File.generated(config, path, content=picture))
     for name, path in from_root.shown().items():
-        if not name.endswith(".md"):
+        if not path.endswith(".md"):
             files.append(File.generated(config, path, abs_src_path=str(ROOT / name)))
 
 

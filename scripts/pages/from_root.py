@@ -18,15 +18,21 @@ DOCUMENTS = {
 MEASURED = ("reports", "benchmarks/results")
 """Folders whose texts and pictures the site shows as they are."""
 
+NOTEBOOKS = "reports/notebooks"
+"""The folder of notebooks, which are pages too."""
+
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)]*)?\)")
 README = re.compile(r"^<!-- readme: (.+) -->$", re.MULTILINE)
 HEADING = re.compile(r"^(#{1,6}) (.+)$")
 
 
 def shown() -> dict[str, str]:
-    """Every document and picture that the site shows, by its path in the repository, with its path in the site."""
+    """Every document, notebook and picture that the site shows, by its path in the repository, with its path in the site; and folders that have a page."""
     measured = [path for folder in MEASURED for ending in ("*.md", "*.png") for path in sorted((ROOT / folder).rglob(ending))]
-    return DOCUMENTS | {name: f"measured/{name}" for name in (path.relative_to(ROOT).as_posix() for path in measured)}
+    pages = DOCUMENTS | {name: f"measured/{name}" for name in (path.relative_to(ROOT).as_posix() for path in measured)}
+    pages |= {f"{NOTEBOOKS}/{path.name}": f"notebooks/{path.stem}.md" for path in sorted((ROOT / NOTEBOOKS).glob("*.ipynb"))}
+    folders = {name.removesuffix("/README.md"): page for name, page in pages.items() if name.endswith("/README.md")}
+    return pages | folders | {NOTEBOOKS: "notebooks/index.md"}
 
 
 def relinked(text: str, origin: str, page: str, pages: Mapping[str, str]) -> str:
