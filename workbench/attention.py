@@ -133,7 +133,7 @@ class Tap:
         return Wanted() if self.implementation == "reference" else rows.once("wanted", lambda: reduce(or_, wanted, Wanted()))
 
     def _rows(self, name: str | None, keys: int, window: int | None, device: torch.device) -> Rows:
-        key = name, keys, window
+        key = name, keys, window, device
         if key not in self.shared:
             self.shared[key] = self.rows(name, keys, window, device)
         return self.shared[key]

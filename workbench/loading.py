@@ -2,8 +2,10 @@
 
 import ctypes
 import sys
+from collections.abc import Mapping
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -68,6 +70,19 @@ def read(source: Source, dtype: torch.dtype, **places: Any) -> tuple[Any, Any]:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"cannot load {source.origin}: {type(error).__name__}: {reason}") from error
     return hf, tokenizer
+
+
+def over_devices(source: Source, dtype: torch.dtype, device: str, device_map: str | Mapping[str, Any], gpu_memory: float | None) -> tuple[Any, Any]:
+    """The module at a source with its layers spread over the GPUs, or as the map says, and the tokenizer. Raises `InputError` for another map."""
+    if isinstance(device_map, str) and device_map != "auto":
+        raise unknown("device map", device_map, ["auto"])
+    if device != "auto":
+        raise InputError(f"--device-map chooses the devices; leave out --device {device}")
+    most = {}
+    if gpu_memory is not None:
+        gpus = dict.fromkeys(range(torch.cuda.device_count()), int(gpu_memory * 2**30))
+        most = {"max_memory": {**gpus, "cpu": psutil.virtual_memory().available}}
+    return read(source, dtype, device_map=device_map if isinstance(device_map, str) else dict(device_map), **most)
 
 
 def empty(source: Source) -> Any:

@@ -1,11 +1,9 @@
 """Which model? `load` puts a causal language model behind one narrow protocol. The only file that knows TransformerLens."""
 
 import copy
-import hashlib
-import json
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,10 +14,11 @@ from torch import Tensor
 
 from workbench.errors import InputError, unknown
 from workbench.heads import ModelCard, Shape
-from workbench.loading import choose_device, choose_dtype, give_memory_back, read, shape_of, split
+from workbench.loading import choose_device, choose_dtype, give_memory_back, over_devices, read, shape_of, split
+from workbench.parameters import fingerprint, place_of
 from workbench.sharding import Shards, from_first, join, settled
 from workbench.sources import DEFAULT_MODEL, locate
-from workbench.weights import FAMILIES, HeadWeights, whole
+from workbench.weights import FAMILIES, HeadWeights
 
 HYBRID = "workbench_hybrid"  # the attention implementation of a model that runs under a policy
 
@@ -111,8 +110,15 @@ class HFModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.hf.parameters()).device
+        """Where the weights are; of a model that is spread over devices, the first of these."""
+        return place_of(self.hf)
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """The GPUs that compute: one, several where a map spreads layers over them, or none."""
+        spread = getattr(self.hf, "hf_device_map", None) or {"": self.device}
+        places = [torch.device(place) for place in dict.fromkeys(spread.values()) if place != "disk"]
+        return [place for place in places if place.type == "cuda"]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -135,6 +141,12 @@ class HFModel:
             what = "only scores, labels, captures, generation and policies can be made of it so"
             raise InputError(f"the heads of {self.name} are spread over {self.shards.ranks} processes; {what}")
 
+    def check_in_place(self, what: str) -> None:
+        """Raise `InputError` if a device map has offloaded weights or spread layers over devices, for what moves or shares weights."""
+        places = dict.fromkeys(map(str, (getattr(self.hf, "hf_device_map", None) or {}).values()))
+        if len(places) > 1 or any(weight.is_meta for weight in self.hf.parameters()):
+            raise InputError(f"{what} takes the weights of {self.name} in one place, and a device map has put them on {', '.join(places)}")
+
     @cached_property
     def windows(self) -> list[int | None]:
         """How many keys back, its own among them, a token sees in each layer; None where it sees all."""
@@ -148,12 +160,7 @@ class HFModel:
 
         The sampled values are rounded to bfloat16 first, so that a model has one fingerprint in float32 and in bfloat16.
         """
-        digest = hashlib.sha256()
-        settings = {key: getattr(self.config, key) for key in _DECISIVE if hasattr(self.config, key)}
-        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-        for name, weight in sorted(self.hf.state_dict().items()):
-            digest.update(f"{name} {tuple(weight.shape)}".encode() + _sample(whole(weight)))
-        return digest.hexdigest()[:16]
+        return fingerprint(self.hf, self.config)
 
     @cached_property
     def lens(self) -> Any:
@@ -165,6 +172,7 @@ class HFModel:
         from transformer_lens.model_bridge import TransformerBridge
 
         self.check_alone()
+        self.check_in_place("a TransformerBridge")
         shared = {id(tensor): tensor for tensor in [*self.hf.parameters(), *self.hf.buffers()]}
         module, tokenizer = copy.deepcopy(self.hf, shared), copy.deepcopy(self.tokenizer)
         module.config.architectures = [type(module).__name__]  # a model made in memory has none
@@ -186,44 +194,37 @@ class HFModel:
                 self.config._attn_implementation = former
 
 
-_DECISIVE = (
-    *("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size"),
-    *("hidden_act", "activation_function", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "max_position_embeddings", "rope_parameters"),
-    *("sliding_window", "layer_types", "attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "scale_attn_weights"),
-    *("scale_attn_by_inverse_layer_idx", "use_parallel_residual", "tie_word_embeddings"),
-)
-"""The settings that decide what a model computes; the rest of a configuration differs between versions of transformers."""
-
-
-def _sample(weight: Tensor, size: int = 257) -> bytes:
-    """The bytes of evenly spaced values of a tensor, first and last among them."""
-    flat = weight.detach().reshape(-1)
-    index = torch.linspace(0, flat.numel() - 1, min(size, flat.numel()), dtype=torch.float64).long()
-    return flat[index.to(flat.device)].to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes()
-
-
 def load(
     model: str = DEFAULT_MODEL,
     *,
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    gpu_memory: float | None = None,
     tensor_parallel: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> HFModel:
     """Load a model by catalogue name, hub id, local folder or GGUF file.
 
     `device` is `auto` (CUDA if there is one, else CPU), `cpu`, `cuda`, `cuda:1` or `mps`; `dtype` is `auto` (bfloat16 on CUDA,
-    float32 elsewhere), `float32`, `bfloat16` or `float16`. With `tensor_parallel` the heads are spread over the processes that torchrun started.
+    float32 elsewhere), `float32`, `bfloat16` or `float16`. With a `device_map`, `auto` or accelerate's, layers are spread over the GPUs, of which weights
+    take at most `gpu_memory` GiB each, and those that do not fit are offloaded. With `tensor_parallel` heads are spread over the processes of torchrun.
     Raises `InputError` for an unknown name, a folder that is no model, a broken weights file, an unsupported architecture, a device that is not there, or
     a model that cannot be spread. Never runs code from a repository.
     """
     give_memory_back()
+    if device_map is None and gpu_memory is not None:
+        raise InputError("--gpu-memory bounds what --device-map auto puts on a GPU; give both")
     if tensor_parallel:
+        if device_map is not None:
+            raise InputError("--device-map and --tensor-parallel are two ways to spread a model; choose one")
         return _spread(model, device, dtype, revision, say)
     place = choose_device(device)
     precision = choose_dtype(dtype, place)
     source = locate(model, revision=revision, say=say)
+    if device_map is not None:
+        return HFModel(source.name, source.origin, *over_devices(source, precision, device, device_map, gpu_memory), source.revision)
     hf, tokenizer = read(source, precision)
     return HFModel(source.name, source.origin, hf.to(place), tokenizer, source.revision)
 

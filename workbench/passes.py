@@ -84,8 +84,8 @@ def run(
 
 def joined(model: HFModel, prompts: Prompts, reads: Sequence[LayerRead], chunks: Sequence[tuple[Tap, Sequence[Observed]]]) -> dict[Read, Any]:
     """The layers of each read [B, L, ...], chunks joined and rows in the asked order. Raises `InputError` for the first output that is not finite."""
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+    for place in model.devices:
+        torch.cuda.synchronize(place)
     seen = [[observed.values(model.name, layer) for layer, observed in enumerate(attentions)] for _, attentions in chunks]
     tap = chunks[0][0]
     if len(chunks) == 1:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from workbench.errors import InputError
 from workbench.heads import Shape
-from workbench.weights import FAMILIES, whole
+from workbench.parameters import whole
+from workbench.weights import FAMILIES
 
 Made = TypeVar("Made")
 
@@ -146,7 +147,6 @@ def settled(hf: Any, shards: Shards) -> Any:
             linear = getattr(attention, name)
             for part, tensor in list(linear.named_parameters(recurse=False)):
                 linear.register_parameter(part, nn.Parameter(whole(tensor)[rows.to(tensor.device)].clone(), requires_grad=False))
-            linear.out_features = len(rows)
         counts = {"num_key_value_groups": shards.own.group, "num_key_value_heads": shards.own.n_kv_heads}
         for name, count in counts.items():
             if hasattr(attention, name):

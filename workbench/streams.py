@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.attention import Tap
-from workbench.heads import Head
 from workbench.implementations import each
 from workbench.models import HFModel
 from workbench.prompts import Prompts
@@ -35,13 +34,12 @@ class WritingTap(Tap):
         if layer in self.layers:
             v_BGQE = v_BGKE[:, :, -q_BHQE.shape[2] :]  # a later chunk has those of earlier ones before its own
             rows = self.rows(None, k_BGKE.shape[2], None, q_BHQE.device)
-            values[Written()] = Written().of(z_BHQE, v_BGQE, self._projection(layer), rows)
+            values[Written()] = Written().of(z_BHQE, v_BGQE, self._projection(layer).to(z_BHQE.device), rows)
         return z_BHQE, values
 
     def _projection(self, layer: int) -> Float[Tensor, "H E D"]:
         assert self.model is not None
-        own = self.model.own
-        return torch.stack([own.weights.o(Head(layer, index)) for index in range(own.shape.n_heads)])
+        return self.model.own.weights.every_o(layer).float()
 
 
 class Watch:

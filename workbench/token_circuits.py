@@ -76,4 +76,4 @@ def of_head(weights: Weights, head: Head, x_TD: Float[Tensor, "T D"], readout_DC
 
 def on(weights: Weights, ids: Any) -> Int[Tensor, " T"]:
     """Token ids as a tensor where the weights are."""
-    return torch.as_tensor(ids, dtype=torch.long, device=weights.heads.final_norm_module.weight.device)
+    return torch.as_tensor(ids, dtype=torch.long, device=weights.heads.device)

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from workbench.heads import Head, Shape
+from workbench.parameters import at_hand, in_float32, own, place_of, whole
 
 Projections = tuple[Tensor, Tensor, Tensor]
 """Weights of q [D, H·E], k [D, G·E] and v [D, G·E], heads outermost, input dimension first; or their biases, with D = 1."""
@@ -60,16 +61,6 @@ def _interleaved(attention: Any, shape: Shape, take: Take) -> Projections:
     return packed[0], packed[1], packed[2]
 
 
-def own(tensor: Any) -> Tensor:
-    """What this process holds of a parameter: its part where it is split over several, else all of it."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def whole(tensor: Any) -> Tensor:
-    """All of a parameter, brought together where it is split over several processes, which must all ask for it."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
 def _weight(module: Any) -> Tensor:
     weight = own(module.weight)
     return weight.T if isinstance(module, nn.Linear) else weight
@@ -116,6 +107,8 @@ class HeadWeights:
         self.attentions: tuple[Any, ...] = tuple(block.get_submodule(self._family.attention) for block in self._blocks)
         self.outputs: tuple[Any, ...] = tuple(module.get_submodule(self._family.output) for module in self.attentions)
         """Each layer's attention module, and its output projection, whose input is the heads' outputs side by side."""
+        self.device = place_of(hf)
+        """Where all that is given out lies."""
 
     @property
     def _blocks(self) -> Any:
@@ -136,8 +129,11 @@ class HeadWeights:
     def o(self, head: Head) -> Float[Tensor, "E D"]:
         """W_O of a head: z @ W_O is what the head adds to the residual stream (before a block's own post-norm, where it has one)."""
         self._shape.check(head)
-        module = self.outputs[head.layer]
-        return rearrange(_weight(module), "(h e) d -> h e d", h=self._shape.n_heads)[head.index].float()
+        return self.every_o(head.layer)[head.index].float()
+
+    def every_o(self, layer: int) -> Shaped[Tensor, "H E D"]:
+        """W_O of every head of a layer, in the model's precision."""
+        return rearrange(self._taken(self.outputs[layer], _weight), "(h e) d -> h e d", h=self._shape.n_heads)
 
     def v_bias(self, head: Head) -> Float[Tensor, " E"]:
         """The bias of a head's values; zeros where it has none."""
@@ -145,16 +141,16 @@ class HeadWeights:
 
     def output_bias(self, layer: int) -> Float[Tensor, " D"]:
         """The bias of the attention block's output; it belongs to no head."""
-        bias = self.outputs[layer].bias
-        return torch.zeros(self._shape.d_model, device=self.outputs[layer].weight.device) if bias is None else whole(bias).float()
+        none = torch.zeros(self._shape.d_model, device=self.device)
+        return self._taken(self.outputs[layer], lambda module: none if module.bias is None else whole(module.bias)).float()
 
     def embedding(self) -> Float[Tensor, "V D"]:
         """W_E, one row per token id."""
-        return whole(self._hf.get_submodule(self._family.embedding).weight).float()
+        return self._all(self._hf.get_submodule(self._family.embedding)).float()
 
     def unembedding(self, ids: Int[Tensor, " V"] | None = None) -> Float[Tensor, "D V"]:
         """W_U, one column per token id (all by default), less its mean over all tokens, which no probability depends on."""
-        weight_VD = whole(self._hf.get_output_embeddings().weight)
+        weight_VD = self._all(self._hf.get_output_embeddings())
         mean_D = weight_VD.mean(0, dtype=torch.float32)
         return ((weight_VD if ids is None else weight_VD[ids]).float() - mean_D).T
 
@@ -179,7 +175,7 @@ class HeadWeights:
     def embedded(self, ids_T: Int[Tensor, " T"]) -> Float[Tensor, "T D"]:
         """What enters the first block for these tokens: rows of W_E, scaled where the model scales them, position embeddings left out."""
         module = self._hf.get_submodule(self._family.embedding)
-        return whole(module.weight)[ids_T.to(module.weight.device)].float() * float(getattr(module, "embed_scale", 1.0))
+        return self._all(module)[ids_T.to(self.device)].float() * float(getattr(module, "embed_scale", 1.0))
 
     def mlp0(self, x_TD: Float[Tensor, "T D"], norm: bool = True) -> Float[Tensor, "T D"]:
         """What the MLP of the first block adds to the residual stream for vectors in front of it, in float32; gates, biases and a post-norm included.
@@ -201,19 +197,22 @@ class HeadWeights:
         """The module of the norm in front of the unembedding."""
         return self._hf.get_submodule(self._family.final_norm)
 
+    def _taken(self, module: Any, take: Take) -> Tensor:
+        """What is wanted of a module, wherever that is, on this object's device."""
+        with at_hand(module):
+            return take(module).to(self.device)
+
+    def _all(self, module: Any) -> Tensor:
+        return self._taken(module, lambda there: whole(there.weight))
+
     def _norm(self, module: Any) -> Tensor:
-        gain = torch.diag(module.weight.float() + self._family.gain_offset)
+        gain = torch.diag(self._all(module).float() + self._family.gain_offset)
         return (torch.eye(len(gain), device=gain.device) - 1 / len(gain)) @ gain if self._family.centred else gain
 
     def _projection(self, head: Head, which: int, index: int, take: Take = _weight) -> Tensor:
         self._shape.check(head)
-        packed = self._family.qkv(self.attentions[head.layer], self._shape, take)[which]
+        packed = self._family.qkv(self.attentions[head.layer], self._shape, lambda module: self._taken(module, take))[which]
         return rearrange(packed, "d (h e) -> h d e", e=self._shape.d_head)[index].float()
-
-
-def in_float32(module: Any, x_TD: Tensor) -> Tensor:
-    """A module's output with its parameters in float32, whatever the model's precision."""
-    return torch.func.functional_call(module, {name: weight.float() for name, weight in module.named_parameters()}, (x_TD,))
 
 
 @dataclass(frozen=True, eq=False)

@@ -59,6 +59,7 @@ def apply(model: HFModel, by: HeadPolicy | HeadLabels | str | Path, *, implement
     (`dense.BACKENDS`, or `auto`).
     Raises `InputError` for labels of another model, a model that the policy cannot be applied to, or an implementation that cannot run here.
     """
+    model.check_in_place("a policy")
     policy, own = _policy(model, by), model.own
     mine = policy if model.shards is None else policy.among(model.shards.kv_heads, own.shape)
     prefill, decoder = choose(implementation, model.device, model.shape.d_head)

@@ -13,8 +13,8 @@ from torch import Tensor
 from workbench.errors import InputError
 from workbench.heads import Shape
 from workbench.models import HFModel
+from workbench.parameters import own
 from workbench.policies import HeadPolicy
-from workbench.weights import own
 
 Segments = list[tuple[str, int]]
 """A dimension as segments, one after the other: whose heads each holds (`q` or `kv`), and how many numbers a head takes."""

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from workbench.errors import InputError
 from workbench.heads import Head
+from workbench.parameters import in_float32
 from workbench.probes import Probe
 from workbench.token_circuits import circuits, of_head, on, readout, sources
-from workbench.weights import Weights, in_float32
+from workbench.weights import Weights
 
 BOTTOM = 0.05
 TOKENS, COLUMN = 300, 2048

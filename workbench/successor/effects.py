@@ -13,10 +13,10 @@ from workbench.captures import capture
 from workbench.errors import InputError, unknown
 from workbench.heads import Head
 from workbench.models import HFModel
+from workbench.parameters import in_float32
 from workbench.prompts import Prompts
 from workbench.reads import HeadOutput, Peak
 from workbench.token_circuits import readout
-from workbench.weights import in_float32
 
 ABLATIONS = ("mean", "zero")
 

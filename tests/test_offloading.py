@@ -1,0 +1,87 @@
+"""Is a model whose layers are offloaded the same model? Weights on the disk and on the CPU, fetched by accelerate for the moment, beside a model in memory."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from workbench import measure
+from workbench.captures import capture
+from workbench.edits import Ablate, Calibrate
+from workbench.errors import InputError
+from workbench.heads import Head
+from workbench.kernels import apply
+from workbench.models import load
+from workbench.policies import HeadPolicy
+from workbench.reads import Entropy, HeadOutput, NextToken, Peak, Received, Written
+from workbench.tiny import random_model
+
+FIRST = {"llama": "model.layers", "gpt2": "transformer.h", "phi3": "model.layers", "gemma2": "model.layers", "gpt_neox": "gpt_neox.layers"}
+"""The blocks of some architectures: with packed projections and without, tied embeddings and untied."""
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Each model in memory, and with its first block, and the output if that is untied, on the disk."""
+    made = {}
+    for name, blocks in FIRST.items():
+        folder, model = tmp_path_factory.mktemp("models") / name, random_model(name)
+        model.hf.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
+        inner = blocks.partition(".")[0]
+        places = {f"{inner}.{part}": "cpu" for part, _ in getattr(model.hf, inner).named_children() if f"{inner}.{part}" != blocks}
+        places |= {f"{blocks}.0": "disk", f"{blocks}.1": "cpu", "lm_head": "cpu" if model.hf.config.tie_word_embeddings else "disk"}
+        made[name] = load(str(folder), device="cpu"), load(str(folder), device_map=places)
+    return made
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_what_is_offloaded_is_scored_and_captured_as_in_memory(pairs, name, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"In year {year} the river rose by {year * 7 % 91} feet." for year in range(300)), encoding="utf-8")
+    here, there = pairs[name]
+    assert any(weight.is_meta for weight in there.hf.parameters())
+    assert there.card == here.card
+    asked = ["induction", "copying", "copy_suppression", "no_op_update", "successor"]
+    scores = [measure.score(model, asked, seed=1) for model in (here, there)]
+    pd.testing.assert_frame_equal(scores[0].table, scores[1].table, check_exact=True)
+    heads = (Head(0, 1), Head(1, 0))
+    seen = [
+        capture(model, text.read_text()[:90], [Entropy(), Peak(), Received(), HeadOutput(), Written(), NextToken()], [Calibrate(), Ablate(heads)])
+        for model in (here, there)
+    ]
+    for read, value in seen[0].values.items():
+        for part, wanted in zip(*(other if isinstance(other, tuple) else (other,) for other in (seen[1][read], value)), strict=True):
+            np.testing.assert_array_equal(part, wanted)
+
+
+def test_what_moves_or_shares_weights_is_refused(pairs):
+    _, model = pairs["llama"]
+    places = r"takes the weights of llama in one place, and a device map has put them on cpu, disk"
+    policy = HeadPolicy(model.card, np.eye(2, dtype=bool))
+    with pytest.raises(InputError, match=f"a policy {places}"), apply(model, policy):
+        pass
+    with pytest.raises(InputError, match=f"a TransformerBridge {places}"):
+        _ = model.lens
+
+
+def test_everything_on_one_device_is_a_model_as_ever(pairs):
+    model = load(pairs["llama"][0].origin, device_map="auto", dtype="float32")
+    assert not any(weight.is_meta for weight in model.hf.parameters())
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad(), apply(model, HeadPolicy(model.card, np.eye(2, dtype=bool), sinks=2, window=8)) as applied:
+        assert applied.hf(ids).logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"device_map": "balanced"}, "unknown device map 'balanced'; there are: auto"),
+        ({"device_map": "auto", "device": "cpu"}, "--device-map chooses the devices; leave out --device cpu"),
+        ({"device_map": "auto", "tensor_parallel": True}, "--device-map and --tensor-parallel are two ways to spread a model; choose one"),
+        ({"gpu_memory": 20.0}, "--gpu-memory bounds what --device-map auto puts on a GPU; give both"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(pairs, options, said):
+    with pytest.raises(InputError, match=said):
+        load(pairs["llama"][0].origin, **options)
