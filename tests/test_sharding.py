@@ -1,5 +1,6 @@
 """Is a model that is spread over processes the same model? Two ranks on the CPU beside one process, for every architecture that can be spread."""
 
+import json
 import os
 import pickle
 import re
@@ -15,6 +16,7 @@ from sharded import ARCHITECTURES, DEEP
 
 from workbench.errors import InputError
 from workbench.heads import Head, Shape
+from workbench.labels import HeadLabels
 from workbench.loading import shape_of
 from workbench.models import load
 from workbench.probes import PROBES
@@ -184,3 +186,33 @@ def test_a_rank_keeps_the_projections_of_its_heads(name, heads, kv_heads):
     for index, head in enumerate(shards.heads):
         for take in ("k", "v", *(("q",) if name == "phi3" else ())):
             torch.testing.assert_close(getattr(mine, take)(Head(1, index)), getattr(whole.weights, take)(Head(1, head)))
+
+
+@pytest.mark.slow
+def test_the_command_line_writes_and_prints_once_and_the_same(found, tmp_path, tmp_path_factory):
+    """`label` by two processes and by one: the same file but for the time, and one answer on stdout."""
+    folder = next(tmp_path_factory.getbasetemp().glob("sharded*")) / "llama"
+    asked = ["label", "--model", folder, "--probe", "induction", "--probe", "copying", "--runs", "-", "--json"]
+    run = torchrun("-m", "workbench.cli", *asked, "--tensor-parallel", "--out", tmp_path / "two.json")
+    assert run.returncode == 0, run.stderr[-4000:]
+    answer = json.loads(run.stdout)
+    command = [sys.executable, "-m", "workbench.cli", *map(str, asked), "--out", str(tmp_path / "one.json")]
+    alone = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert answer.keys() == alone.keys()
+    assert run.stderr.count("[1/") == 3  # each kind of task is said once: two groups of probes, and the null of one
+    two, one = (HeadLabels.load(tmp_path / f"{name}.json") for name in ("two", "one"))
+    assert (two.card, two.labels) == (one.card, one.labels)
+    for name, score_LH in one.scores.items():
+        np.testing.assert_allclose(two.scores[name], score_LH, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_and_checks(tmp_path):
+    run = torchrun(HERE.parent / "benchmarks" / "scale_sharded.py", "--tiny", "--rounds", "1", "--out", tmp_path)
+    assert run.returncode == 0, run.stderr[-4000:]
+    rows = pd.read_csv(tmp_path / "scale_sharded_cpu.csv")
+    assert rows.groupby(["devices", "tokens"]).size().to_dict() == {(1, 96): 2, (1, 192): 2, (2, 96): 2, (2, 192): 2}
+    assert (rows["seconds"] > 0).all()
+    report = (tmp_path / "scale_sharded_cpu.md").read_text(encoding="utf-8")
+    assert "Checked before anything was reported" in report
+    assert report.strip() in run.stdout

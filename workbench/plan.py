@@ -25,6 +25,12 @@ RUNTIME_BYTES = 2 * 2**30
 """What Python, PyTorch and transformers are assumed to hold beside the weights, memory that was freed but not given back included (measured on the CPU)."""
 
 
+LINK = 10e9
+"""Bytes per second at which offloaded weights are assumed to reach a GPU: they lie in pageable memory, from which PCIe is not filled. Not measured."""
+
+FILLED = 0.9
+"""The share of a GPU's memory that transformers fills with weights, if there is one GPU and nothing else is asked for."""
+
 BLOCK_SCORES = max(ELEMENTS.values())
 """How many scores a block may have."""
 
@@ -79,6 +85,22 @@ def size_of(model: HFModel) -> Size:
     """The sizes of a loaded or sketched model."""
     embedding = model.hf.get_input_embeddings().weight
     return Size(model.shape, sum(weight.numel() for weight in model.hf.parameters()), embedding.numel(), model.vocabulary)
+
+
+def away(model: HFModel) -> float:
+    """Bytes of a loaded model's weights that are offloaded, and fetched in every pass."""
+    return float(sum(weight.nbytes for weight in model.hf.parameters() if weight.is_meta))
+
+
+def room(gpu_memory: float | None) -> float:
+    """Bytes that weights may take of the GPUs of this machine, `gpu_memory` GiB of each; where it has none, of one that is to be imagined.
+
+    Raises `InputError` where it has none and `gpu_memory` says nothing.
+    """
+    gpus = [torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count())]
+    if gpu_memory is None and not gpus:
+        raise InputError("this machine has no GPU to offload from; to plan for another, say with --gpu-memory how many GiB weights may take there")
+    return sum(gpus) * FILLED if gpu_memory is None else gpu_memory * 2**30 * max(1, len(gpus))
 
 
 def upto(size: Size, layer: int) -> Size:
@@ -138,8 +160,8 @@ def sketch(source: Source) -> Sketch:
     return Sketch(source.name, source.origin, hf, tokenizer, source.revision)
 
 
-def estimate(size: Size, passes: Iterable[Pass], *, device: str = "cpu", dtype_bytes: int = 4, threads: int | None = None) -> Estimate:
-    """The cost of a run of forward passes.
+def estimate(size: Size, passes: Iterable[Pass], *, device: str = "cpu", dtype_bytes: int = 4, threads: int | None = None, offloaded: float = 0) -> Estimate:
+    """The cost of a run of forward passes, in each of which `offloaded` bytes of weights are fetched.
 
     Operations: 2 × parameters × tokens without the embeddings, and for attention 4 × layers × heads × head size × tokens² and half as much again, for
     the statistics. Memory: weights, activations and logits of the longest pass, and two blocks of scores; no part of it grows with tokens².
@@ -150,14 +172,17 @@ def estimate(size: Size, passes: Iterable[Pass], *, device: str = "cpu", dtype_b
     operations = sum(_operations(size, one) for one in passes)
     tokens = sum(one.batch * (one.length + one.steps) for one in passes)
     forwards = sum(1 + one.steps for one in passes)
-    memory = RUNTIME_BYTES + size.parameters * dtype_bytes + max((_working_bytes(size, one, dtype_bytes) for one in passes), default=0)
+    memory = RUNTIME_BYTES + size.parameters * dtype_bytes - offloaded + max((_working_bytes(size, one, dtype_bytes) for one in passes), default=0)
     assumptions = (
         f"{speed / 1e9:,.0f} GFLOP/s and {FORWARD_OVERHEAD[device] * 1e3:.0f} ms per forward on {device.upper()}",
         f"{size.parameters / 1e6:,.0f} M parameters of {dtype_bytes} bytes, {shape.n_layers} layers × {shape.n_heads} query heads of size {shape.d_head}",
         f"{RUNTIME_BYTES / 2**20:.0f} MiB for Python and its libraries",
         "right within a factor of about two; time to load or fetch the model is not counted",
     )
-    return Estimate(operations / speed + forwards * FORWARD_OVERHEAD[device], memory, forwards, tokens, assumptions)
+    if offloaded:
+        fetched = f"{offloaded / 2**30:.1f} GiB of weights do not fit and are fetched in each of {forwards:,} forwards"
+        assumptions += (f"{fetched}: {offloaded / LINK:.2g} s each at {LINK / 1e9:.0f} GB/s, which is assumed, not measured",)
+    return Estimate(operations / speed + forwards * (FORWARD_OVERHEAD[device] + offloaded / LINK), memory, forwards, tokens, assumptions)
 
 
 def _operations(size: Size, one: Pass) -> float:

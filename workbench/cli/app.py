@@ -1,5 +1,6 @@
 """What do all commands share? The application, its way with errors, and the options of the commands that measure."""
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -29,7 +30,8 @@ class Commands(TyperGroup):
         except InputError as error:
             if "--verbose" in sys.argv:
                 show.remark(traceback.format_exc())
-            show.remark(f"workbench: {error}", style="bold red")
+            rank = os.environ.get("RANK", "0")  # torchrun's number of this process
+            show.remark(f"workbench{f' (process {rank})' if rank != '0' else ''}: {error}", style="bold red")
             raise typer.Exit(2) from error
 
 

@@ -1,9 +1,10 @@
 """What kind is each head? The commands that run a model."""
 
 import time
+from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,16 +33,15 @@ from workbench.cli.app import (
     numbers,
 )
 from workbench.cli.publishing import taken
+from workbench.cli.spreading import DeviceMap, GpuMemory, TensorParallel, check_workers
 from workbench.cli.workers import Address, Cpus, ExecutorName, Gpus, threads, workers
 from workbench.errors import InputError, unknown
 from workbench.sources import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from workbench.groups import Way
     from workbench.models import HFModel
     from workbench.options import Options
     from workbench.scores import HeadScores
-    from workbench.storage import Place
 
 LONG = 60
 """Seconds from which on a run is announced with its cost."""
@@ -73,6 +73,9 @@ def label(
     address: Address = None,
     cpus: Cpus = None,
     gpus: Gpus = None,
+    device_map: DeviceMap = None,
+    gpu_memory: GpuMemory = None,
+    tensor_parallel: TensorParallel = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -87,31 +90,12 @@ def label(
 
     if from_ is not None:
         return taken(asked, {name: parameter.default for name, parameter in signature(label).parameters.items()})
-    model = model or DEFAULT_MODEL
     begin = time.perf_counter()
     rules = rules_with(rule or ())
-    if out.suffix == ".html":
-        raise InputError(f"--out is the labels file, {out.with_suffix('.json')} say; the heat map goes beside it, with the ending .html")
-    if out.is_dir():
-        raise InputError(f"{out} is a folder; --out is the labels file, {out / 'heads.json'} say")
+    _check_labels_file(out)
     for name in [change.partition("=")[0] for change in rule or () if probe and rules[change.partition("=")[0]].probe not in probe]:
         raise InputError(f"--rule {name} needs --probe {rules[name].probe}, which is not among the chosen ones")
-    options = options_of(length, lengths, depths, needles, haystack)
-    way = _way(implementation, chunk, sample_rows)
-    scores = _measure(
-        name=model,
-        probes=probe,
-        preset=preset,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        options=options,
-        way=way,
-        runs=runs,
-        verbose=verbose,
-        chosen=(executor, address, cpus, gpus),
-    )
+    scores = _measure(asked)
     labels = labelling.label(scores, rules)
     files = {"labels": labels.save(out)}
     if labels.scores:
@@ -147,6 +131,9 @@ def score(
     address: Address = None,
     cpus: Cpus = None,
     gpus: Gpus = None,
+    device_map: DeviceMap = None,
+    gpu_memory: GpuMemory = None,
+    tensor_parallel: TensorParallel = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -154,25 +141,10 @@ def score(
 
     Example: `workbench score --model smollm2-135m --probe induction --probe previous_token --out scores.parquet`
     """
-    begin = time.perf_counter()
+    asked, begin = dict(locals()), time.perf_counter()
     if out is not None and out.suffix not in summary.TABLES:
         raise unknown("kind of table", out.suffix or out.name, summary.TABLES)
-    options = options_of(length, lengths, depths, needles, haystack)
-    way = _way(implementation, chunk, sample_rows)
-    scores = _measure(
-        name=model,
-        probes=probe,
-        preset=preset,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        options=options,
-        way=way,
-        runs=runs,
-        verbose=verbose,
-        chosen=(executor, address, cpus, gpus),
-    )
+    scores = _measure(asked)
     if out is not None:
         summary.TABLES[out.suffix](scores, out)
     if as_json:
@@ -188,48 +160,49 @@ def options_of(length: int | None, lengths: str | None, depths: str | None, need
     return Options(length, numbers(lengths, int, "--lengths"), numbers(depths, float, "--depths"), needles, haystack)
 
 
-def _way(implementation: str, chunk: int | None, sample_rows: int | None) -> "Way":
-    from workbench.groups import Way
+def _check_labels_file(out: Path) -> None:
+    if out.suffix == ".html":
+        raise InputError(f"--out is the labels file, {out.with_suffix('.json')} say; the heat map goes beside it, with the ending .html")
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; --out is the labels file, {out / 'heads.json'} say")
 
-    return Way(implementation, chunk, sample_rows)
 
+def _measure(asked: Mapping[str, Any]) -> "HeadScores":
+    """Load the model and score it, as a command's options ask; a wrong probe or preset is found before anything is loaded.
 
-def _measure(
-    *,
-    name: str,
-    probes: list[str] | None,
-    preset: str,
-    seed: int,
-    device: str,
-    dtype: str,
-    revision: str | None,
-    options: "Options",
-    way: "Way",
-    runs: "Place",
-    verbose: bool,
-    chosen: tuple[str, str | None, int | None, float | None],
-) -> "HeadScores":
-    """Load the model and score it; a wrong probe or preset is found before anything is loaded."""
+    Of the processes that a model's heads are spread over, the first goes on from here; the others are done.
+    """
     from workbench import groups as grouping
     from workbench import implementations, measure, models
     from workbench.batches import Asked
     from workbench.executors import Wanted
+    from workbench.groups import Way
     from workbench.sweeping.tasks import runs_for, score_on
 
+    name, probes, preset, seed, runs = asked["model"] or DEFAULT_MODEL, asked["probe"], asked["preset"], asked["seed"], asked["runs"]
+    options = options_of(*(asked[key] for key in ("length", "lengths", "depths", "needles", "haystack")))
+    way = Way(asked["implementation"], asked["chunk"], asked["sample_rows"])
     groups = grouping.plan(probes, preset, options)
-    if not verbose:
+    if not asked["verbose"]:
         show.hush_libraries()
+    check_workers(asked)
+    place = {key: asked[key] for key in ("revision", "device", "dtype")}
+    chosen = tuple(asked[key] for key in ("executor", "address", "cpus", "gpus"))
     if chosen[0] != "local":
-        asked = Asked(None if probes is None else tuple(probes), preset, seed, options, way)
+        question = Asked(None if probes is None else tuple(probes), preset, seed, options, way)
         with workers(*chosen) as executor, show.progress() as progress:
-            return score_on(executor, Wanted(name, revision, device, dtype), asked, runs_for(runs, chosen[0]), progress)
+            return score_on(executor, Wanted(name, **place), question, runs_for(runs, chosen[0]), progress)
     threads(chosen)
-    model = models.load(name, device=device, dtype=dtype, revision=revision, say=show.remark)
+    spread = {key: asked[key] for key in ("device_map", "gpu_memory", "tensor_parallel")}
+    model = models.load(name, **place, **spread, say=show.remark)
     implementations.choose(way.implementation, model.device, 1)  # what cannot run shows before prompts are built
+    how: dict[str, Any] = {"preset": preset, "seed": seed, "runs": None if str(runs) == "-" else runs, "options": options, "way": way}
+    if model.shards is not None and model.shards.rank:
+        measure.score(model, probes, **how)
+        raise typer.Exit
     _announce(model, groups)
     with show.progress() as progress:
-        kept = None if str(runs) == "-" else runs
-        return measure.score(model, probes, preset=preset, seed=seed, runs=kept, options=options, way=way, progress=progress)
+        return measure.score(model, probes, **how, progress=progress)
 
 
 def _announce(model: "HFModel", groups: list) -> None:
@@ -238,7 +211,8 @@ def _announce(model: "HFModel", groups: list) -> None:
 
     from workbench import plan as planning
 
-    cost = planning.estimate(planning.size_of(model), planning.passes_of(model, groups), device=model.device.type, dtype_bytes=model.dtype.itemsize)
+    kind, away = model.devices[0].type if model.devices else model.device.type, planning.away(model)
+    cost = planning.estimate(planning.size_of(model), planning.passes_of(model, groups), device=kind, dtype_bytes=model.dtype.itemsize, offloaded=away)
     if cost.seconds > LONG:
         show.remark(f"{model.name}: {cost.words}")
     if model.device.type == "cpu" and cost.bytes > (free := psutil.virtual_memory().available):
