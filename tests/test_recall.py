@@ -97,7 +97,7 @@ def made(full, without, control):
     rows = [("full", 0, "", full), ("without", 0, "L0H0 L1H1", without), *(("control", draw, "L0H1 L1H0", values) for draw, values in enumerate(control))]
     tests = [
         {"variant": name, "draw": draw, "heads": heads, "test": number, "needle": "n", "length": 100 * (1 + number // 2), "depth": 0.5 * (number % 2)}
-        | {"recall": value, "word_recall": value / 2, "response": "said, “so”\nor"}
+        | {"recall": value, "word_recall": value / 2, "response": ("said, “so”\nor", "a lone\rreturn")[number % 2]}
         for name, draw, heads, values in rows
         for number, value in enumerate(values)
     ]

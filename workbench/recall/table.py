@@ -1,5 +1,6 @@
 """What came out of needle tests with and without some heads? Totals, grids of length × depth, differences, and how all of it is kept on disk."""
 
+import csv
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -79,9 +80,12 @@ class Recall:
         return tuple(map(Head.parse, self._of("without")["heads"].iloc[0].split()))
 
     def save(self, path: Path) -> dict[str, Path]:
-        """Write the tests as a .csv file, and the provenance beside it as .json."""
+        """Write the tests as a .csv file, its texts in quotes (an answer may hold a lone carriage return), and the provenance beside it as .json."""
         told = json.dumps(self.provenance, indent=1, default=str) + "\n"
-        return {"tests": write_text(path, self.tests.to_csv(index=False)), "provenance": write_text(path.with_suffix(".json"), told)}
+        return {
+            "tests": write_text(path, self.tests.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)),
+            "provenance": write_text(path.with_suffix(".json"), told),
+        }
 
     @classmethod
     def load(cls, path: Path) -> "Recall":

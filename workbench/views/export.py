@@ -1,5 +1,6 @@
 """How do a figure and a table leave the workbench? A figure as a page, a picture or a drawing; a table as CSV or Parquet."""
 
+import csv
 import io
 import re
 import struct
@@ -124,7 +125,7 @@ def table_bytes(table: pd.DataFrame, ending: str = ".csv") -> bytes:
     if ending not in TABLES:
         raise unknown("kind of table", ending, TABLES)
     if ending == ".csv":
-        return table.to_csv(index=False).encode()
+        return table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC).encode()  # or a lone carriage return in a text would end its row
     packed = io.BytesIO()
     try:
         table.to_parquet(packed, index=False)
