@@ -6,6 +6,7 @@ another; a task whose workers died `ATTEMPTS` times is given up, as it may be wh
 """
 
 import os
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -172,11 +173,21 @@ def _connect(address: str | None) -> bool:
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
+        _check_there(address)
         ray.init(address=address or "local", log_to_driver=False, logging_level="error", include_dashboard=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"there is no Ray cluster at {address}: {reason} Begin one with: ray start --head") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise InputError(f"there is no Ray cluster at {address}: {reason}; begin one with: ray start --head") from error
     return address is None
+
+
+def _check_there(address: str | None) -> None:
+    """Raise what a connection raises if nobody listens at host:port; Ray itself would try for minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon:
+        if not port.isdecimal():
+            raise ValueError("an address is auto, or host:port")
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def _nodes() -> list[dict[str, Any]]:

@@ -44,6 +44,8 @@ class Cell:
     asked: Asked
     prompts: str
     edits: str
+    files: Any
+    """What tells the model's files from those that lay there before."""
 
     @property
     def what(self) -> str:
@@ -58,7 +60,7 @@ class Cell:
         probes = None if asked.probes is None else list(map(str, asked.probes))
         options = None if asked.options is None else {one.name: getattr(asked.options, one.name) for one in fields(asked.options)}
         return {
-            "model": {**_plain(self.wanted), "files": _identity(self.wanted.name)},
+            "model": {**_plain(self.wanted), "files": self.files},
             "probes": probes,
             "preset": asked.preset,
             "options": options,
@@ -93,16 +95,18 @@ class Sweep:
         for name in ("models", "seeds"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise InputError(f"a sweep has each of its {name} once")
-        for cell in self.cells():
-            _ = cell.asked.groups  # what cannot be asked shows before anything is loaded
+        for options in self.prompts.values():
+            for edits in self.edits.values():
+                _ = Asked(self.probes, self.preset, 0, options, self.way, edits).groups  # what cannot be asked shows before anything is loaded
 
     def cells(self) -> Iterator[Cell]:
         """Every cell, model by model."""
         for wanted in self.models:
+            files = _identity(wanted.name)
             for prompts, options in self.prompts.items():
                 for edits, chosen in self.edits.items():
                     for seed in self.seeds:
-                        yield Cell(wanted, Asked(self.probes, self.preset, seed, options, self.way, chosen), prompts, edits)
+                        yield Cell(wanted, Asked(self.probes, self.preset, seed, options, self.way, chosen), prompts, edits, files)
 
     @classmethod
     def load(cls, path: Path) -> "Sweep":

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from workbench.models import choose_device, choose_dtype
-from workbench.plan import estimate, passes_of, size_of, sketch
+from workbench.plan import Estimate, Pass, estimate, passes_of, size_of, sketch
 from workbench.sources import locate
 from workbench.sweeping.asking import Sweep
 
@@ -33,9 +33,12 @@ def planned(sweep: Sweep, finished: set[str], device: str | None = None, say: Ca
         precision = choose_dtype(wanted.dtype, place or choose_device("cpu")).itemsize if wanted.dtype != "auto" or place is not None else 2
         sketched = sketch(locate(wanted.name, revision=wanted.revision, say=say))
         size, tasks, seconds, tokens, memory = size_of(sketched), 0, 0.0, 0, 0.0
+        known: dict[str, tuple[list[Pass], Estimate]] = {}
         for cell in cells:
-            passes = passes_of(sketched, cell.asked.groups)
-            cost = estimate(size, passes, device=kind, dtype_bytes=precision)
+            if cell.prompts not in known:  # which seeds and edits do not change
+                passes = passes_of(sketched, cell.asked.groups)
+                known[cell.prompts] = passes, estimate(size, passes, device=kind, dtype_bytes=precision)
+            passes, cost = known[cell.prompts]
             tasks += 2 + len(passes) + sum(group.recipe is None for group in cell.asked.groups)
             seconds, tokens, memory = seconds + cost.seconds, tokens + cost.tokens, max(memory, cost.bytes)
         row = (wanted.words, len(cells), tasks, tokens / 1e6, memory / 2**30, seconds / 3600)
