@@ -1,7 +1,7 @@
 """Which pages of the docs site are made, and when? A hook of mkdocs: generated pages join those of `docs/`, and markers in these are replaced.
 
 A marker is a line of its own: `<!-- probe: NAME -->`, `<!-- about: DOTTED.NAME -->`, `<!-- meanings: DOTTED.NAME -->`, `<!-- readme: HEADING -->` or
-`<!-- table: NAME -->`, a table of the README. What it names must be there, or the build fails. Everything is made from the code as it is.
+`<!-- table: NAME -->`, a table of `scripts/docs`. What it names must be there, or the build fails. Everything is made from the code as it is.
 """
 
 import inspect
@@ -107,10 +107,11 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Replace the markers of a page of `docs/`."""
+    """Replace the markers of a page of `docs/`, and lead its links into the repository within the site."""
     if page.file.generated_by is not None:
         return markdown
     try:
-        return expanded(markdown, page.file.src_uri)
+        at = page.file.src_uri
+        return expanded(from_root.relinked(markdown, f"docs/{at}", at, from_root.shown()), at)
     except (ValueError, KeyError) as error:
         raise PluginError(f"{Path(page.file.src_uri)}: {error}") from error

@@ -28,7 +28,8 @@ def hook():
 def texts(hook):
     """Every page of the site as Markdown, its markers replaced, by its path."""
     written = {path.relative_to(ROOT / "docs").as_posix(): path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md"))}
-    return {path: hook.expanded(text, path) for path, text in written.items()} | hook.made()
+    lead, shown = hook.from_root.relinked, hook.from_root.shown()
+    return {path: hook.expanded(lead(text, f"docs/{path}", path, shown), path) for path, text in written.items()} | hook.made()
 
 
 @pytest.fixture(scope="session")

@@ -181,12 +181,33 @@ def test_links_of_the_root_lead_within_the_site_or_name_a_path(hook):
     assert hook.from_root.relinked("[b](b.md)", "reports/a/z.md", "measured/reports/a/z.md", pages) == "[b](b.md)"
 
 
-def test_a_section_of_the_readme_ends_at_the_next_heading_of_its_level(hook):
-    part = hook.from_root.section("Long contexts", "how-to/long_contexts.md")
-    assert "### Where one head looks" in part
-    assert "# the whole text, pooled" in part  # a comment in a fenced block is no heading
-    assert "## Labels at work" not in part
-    assert "../measured/benchmarks/results/statistics_model_cpu.md" in part
+def test_a_section_of_the_readme_ends_at_the_next_heading_of_its_level(hook, tmp_path, monkeypatch):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "DESIGN.md").touch()
+    lines = [
+        "# Title",
+        "## One",
+        "first [design](DESIGN.md)",
+        "### Inside",
+        "```sh",
+        "# a comment is no heading",
+        "```",
+        "[guide](docs/how-to/y.md#there)",
+        "## Two",
+        "last",
+    ]
+    (tmp_path / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.setattr(hook.from_root, "ROOT", tmp_path)
+    part = hook.from_root.section("One", "how-to/x.md")
+    assert part.splitlines() == ["first [design](../explanation/design.md)", *lines[3:7], "[guide](y.md#there)"]
+    assert hook.from_root.section("Two", "index.md") == "last"
+
+
+def test_links_of_a_page_lead_to_its_neighbours_and_to_what_the_site_shows_of_the_repository(hook):
+    pages = {"reports/a/b.md": "measured/reports/a/b.md"}
+    text = "[near](policies.md#a), [root](../index.md), [measured](../../reports/a/b.md), [code](../../workbench/runs.py)"
+    expected = "[near](policies.md#a), [root](../index.md), [measured](../measured/reports/a/b.md), code (`workbench/runs.py`)"
+    assert hook.from_root.relinked(text, "docs/how-to/x.md", "how-to/x.md", pages) == expected
 
 
 def test_what_equals_its_default_is_left_out_unless_all_is_asked_for(hook):

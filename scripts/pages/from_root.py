@@ -36,7 +36,7 @@ def shown() -> dict[str, str]:
 
 
 def relinked(text: str, origin: str, page: str, pages: Mapping[str, str]) -> str:
-    """A text with links relative to `origin`, a file of the repository, made relative to `page` of the site.
+    """A text with links relative to `origin`, a file of the repository, made relative to `page` of the site; pages of `docs/` are those of the site.
 
     What the site does not show is named as a path; a link that leads nowhere stays, so that a strict build fails.
     """
@@ -46,8 +46,8 @@ def relinked(text: str, origin: str, page: str, pages: Mapping[str, str]) -> str
         if "://" in target:
             return found[0]
         path = normpath(f"{Path(origin).parent.as_posix()}/{target}")
-        if path in pages:
-            return f"{picture}[{words}]({relpath(pages[path], Path(page).parent.as_posix())}{anchor})"
+        if path in pages or path.startswith("docs/"):
+            return f"{picture}[{words}]({relpath(pages.get(path, path.removeprefix('docs/')), Path(page).parent.as_posix())}{anchor})"
         if not (ROOT / path).exists():
             return found[0]
         return words if words.strip("`") == path else f"{words} (`{path}`)"

@@ -23,7 +23,7 @@ WIDE = "---\nhide:\n  - toc\n---\n\n"
 
 @cache
 def readme() -> ModuleType:
-    """`scripts/docs`, which writes the tables of the README."""
+    """`scripts/docs`, which writes the tables of the documents."""
     loader = SourceFileLoader("docs_script", str(ROOT / "scripts" / "docs"))
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None
@@ -33,7 +33,7 @@ def readme() -> ModuleType:
 
 
 def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table, as the README has them."""
+    """A Markdown table, as `scripts/docs` makes them."""
     return readme().table(columns, rows)
 
 
