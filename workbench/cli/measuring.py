@@ -95,7 +95,7 @@ def label(
     _check_labels_file(out)
     for name in [change.partition("=")[0] for change in rule or () if probe and rules[change.partition("=")[0]].probe not in probe]:
         raise InputError(f"--rule {name} needs --probe {rules[name].probe}, which is not among the chosen ones")
-    scores = _measure(asked)
+    scores = _measure(asked, sample_rows, verbose)
     labels = labelling.label(scores, rules)
     files = {"labels": labels.save(out)}
     if labels.scores:
@@ -144,7 +144,7 @@ def score(
     asked, begin = dict(locals()), time.perf_counter()
     if out is not None and out.suffix not in summary.TABLES:
         raise unknown("kind of table", out.suffix or out.name, summary.TABLES)
-    scores = _measure(asked)
+    scores = _measure(asked, sample_rows, verbose)
     if out is not None:
         summary.TABLES[out.suffix](scores, out)
     if as_json:
@@ -167,7 +167,7 @@ def _check_labels_file(out: Path) -> None:
         raise InputError(f"{out} is a folder; --out is the labels file, {out / 'heads.json'} say")
 
 
-def _measure(asked: Mapping[str, Any]) -> "HeadScores":
+def _measure(asked: Mapping[str, Any], sample_rows: int | None, verbose: bool) -> "HeadScores":
     """Load the model and score it, as a command's options ask; a wrong probe or preset is found before anything is loaded.
 
     Of the processes that a model's heads are spread over, the first goes on from here; the others are done.
@@ -181,9 +181,9 @@ def _measure(asked: Mapping[str, Any]) -> "HeadScores":
 
     name, probes, preset, seed, runs = asked["model"] or DEFAULT_MODEL, asked["probe"], asked["preset"], asked["seed"], asked["runs"]
     options = options_of(*(asked[key] for key in ("length", "lengths", "depths", "needles", "haystack")))
-    way = Way(asked["implementation"], asked["chunk"], asked["sample_rows"])
+    way = Way(asked["implementation"], asked["chunk"], sample_rows)
     groups = grouping.plan(probes, preset, options)
-    if not asked["verbose"]:
+    if not verbose:
         show.hush_libraries()
     check_workers(asked)
     place = {key: asked[key] for key in ("revision", "device", "dtype")}
