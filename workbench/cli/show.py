@@ -18,8 +18,8 @@ from workbench import jobs
 
 def _console() -> Console:
     """Stdout: as wide as the terminal, or 100 characters elsewhere."""
-    console = Console(highlight=False, markup=False)
-    return console if console.is_terminal else Console(highlight=False, markup=False, width=100)
+    console = Console(highlight=False, markup=False, emoji=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=100)
 
 
 def width() -> int:
@@ -36,7 +36,7 @@ def result(*parts: RenderableType) -> None:
 
 def remark(text: str, style: str = "") -> None:
     """Say something on stderr that is no result."""
-    Console(stderr=True, highlight=False, markup=False).print(text, style=style, soft_wrap=True)
+    Console(stderr=True, highlight=False, markup=False, emoji=False).print(text, style=style, soft_wrap=True)
 
 
 def as_json(data: Any) -> None:
@@ -55,7 +55,7 @@ def table(*columns: str, numbers: tuple[str, ...] = (), header: bool = True) -> 
 @contextmanager
 def progress() -> Generator[Callable[[str, int, int], None]]:
     """A function to call with what is done, how many tasks of how many: a bar on a terminal, else a line per kind of task; a job's also goes to its folder."""
-    console = Console(stderr=True, highlight=False, markup=False)
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         yield _Lines()
         return
