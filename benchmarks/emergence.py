@@ -1,6 +1,6 @@
 """When do previous-token heads, induction heads and attention sinks appear? Small models are trained, and their checkpoints are scored.
 
-    python benchmarks/emergence.py --out reports/emergence [--device cuda] [--threads 1] [--only base sigmoid] [--seeds 0 1]
+    python benchmarks/emergence.py --out reports/emergence [--device cuda] [--only base sigmoid] [--seeds 0 1] [--steps 2048] [--batch 32]
 
 Every run is a model of its own: `base`, no weight decay and strong weight decay, and sigmoid attention without normalisation (the cheap interventions of
 Gu et al. 2024, 2410.10781). Checkpoints are model folders under --folder, and a run that is there with the same settings is not trained again. OUT
@@ -9,7 +9,7 @@ gets one table of all checkpoints (`emergence.csv`), when each kind of head appe
 
 import argparse
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pandas as pd
@@ -29,6 +29,9 @@ RUNS = {
     "sigmoid": {"attention": "sigmoid"},
 }
 """The interventions: what differs from `Growth()`."""
+
+SETTINGS = [setting for setting in fields(Growth) if setting.name not in {"seed", "attention", "weight_decay"}]
+"""What may be set for all runs alike."""
 
 DIGITS = 4
 """Of the numbers in the table of checkpoints."""
@@ -58,18 +61,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of the CPU; another number gives other rounding, hence another run")
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--steps", type=int, default=Growth().steps)
+    for setting in SETTINGS:
+        parser.add_argument(f"--{setting.name}", type=type(setting.default), default=setting.default)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    shared = Growth(**{setting.name: getattr(given, setting.name) for setting in SETTINGS})
     tables, told = [], []
     for run in given.only:
         for seed in given.seeds:
-            growth = replace(Growth(steps=given.steps, seed=seed), **RUNS[run])
+            growth = replace(shared, seed=seed, **RUNS[run])
             table, facts = done(growth, given.folder / f"{run.replace(' ', '-')}-{seed}", given.device)
             tables.append(table.assign(run=run, seed=seed))
             told.append({"run": run, "seed": seed, "seconds": facts["seconds"], "machine": facts["machine"], **last(table)})
     table = pd.concat(tables, ignore_index=True)
-    report(table[["run", "seed", *tables[0].columns.drop(["run", "seed"])]], pd.DataFrame(told), Growth(steps=given.steps), given.out)
+    report(table[["run", "seed", *tables[0].columns.drop(["run", "seed"])]], pd.DataFrame(told), shared, given.out)
 
 
 def last(table: pd.DataFrame) -> dict[str, float]:
@@ -100,7 +105,6 @@ def report(table: pd.DataFrame, told: pd.DataFrame, growth: Growth, out: Path) -
     write_text(out / "emergence.csv", table.to_csv(index=False))
     write_text(out / "onsets.csv", found.to_csv(index=False))
     write_text(out / "runs.csv", told.to_csv(index=False))
-    save_figure(emergence_figure(table), out / "emergence.png")
     shown = found.rename(columns=SHOWN)
     for column in ("before", "step"):
         shown[SHOWN[column]] = ["—" if pd.isna(value) else f"{value:.0f}" for value in found[column]]
@@ -110,13 +114,14 @@ def report(table: pd.DataFrame, told: pd.DataFrame, growth: Growth, out: Path) -
         ABOUT.format(**asdict(growth)),
         markdown(shown),
         "## What the runs came to",
-        "Losses in nats per token at the last step; bytes drawn at random cannot be foretold better than 5.55.",
+        "Losses in nats per token at the last step; bytes drawn at random cannot be foretold better than ln 256 = 5.55.",
         markdown(told.rename(columns=LOSSES)),
         "`emergence.csv` has every score of every head at every checkpoint with the losses beside it, `onsets.csv` the first table, `runs.csv` the second.",
         made(),
     ]
     write_text(out / "README.md", "\n\n".join(parts) + "\n")
     print(shown.to_string())
+    save_figure(emergence_figure(table), out / "emergence.png")  # last: it needs a browser, which a machine with a GPU may lack
 
 
 if __name__ == "__main__":

@@ -298,10 +298,10 @@ def test_the_script_does_not_train_what_is_there(tmp_path, monkeypatch, capsys):
     spec = importlib.util.spec_from_file_location("emergence_script", folder / "emergence.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    monkeypatch.setattr(script, "Growth", lambda **more: Growth(**{**TINY, **more}))
     monkeypatch.setattr(script, "save_figure", lambda figure, path: path.write_bytes(b""))
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    command = ["emergence.py", "--out", str(tmp_path / "out"), "--folder", str(tmp_path / "runs"), "--device", "cpu", "--steps", "1", "--seeds", "0"]
+    command = ["emergence.py", "--out", str(tmp_path / "out"), "--folder", str(tmp_path / "runs"), "--device", "cpu", "--seeds", "0"]
+    command += [word for name, value in {**TINY, "steps": 1}.items() for word in (f"--{name}", str(value))]
     monkeypatch.setattr(sys, "argv", [*command, "--only", "sigmoid"])
     script.main()
     tables = [path.read_bytes() for path in sorted((tmp_path / "out").glob("*.csv"))]

@@ -54,13 +54,13 @@ class Growth:
     """
 
     layers: int = 2
-    heads: int = 4
+    heads: int = 2
     size: int = 32
     width: int = 64
     context: int = 128
     batch: int = 32
     repeats: float = 0.5
-    steps: int = 2048
+    steps: int = 2000
     rate: float = 3e-3
     weight_decay: float = 0.1
     attention: str = "softmax"
@@ -117,9 +117,9 @@ def batches(growth: Growth, ids_T: Int[np.ndarray, " T"], start: list[int]) -> I
     rng, body = np.random.default_rng(growth.seed), growth.context - len(start)
     count = round(growth.repeats * growth.batch)
     while True:
-        begins = rng.integers(0, len(ids_T) - body + 1, growth.batch - count)
+        begins = rng.integers(0, len(ids_T) - body, growth.batch - count)
         pieces = [ids_T[begin : begin + body] for begin in begins]
-        sizes = np.exp(rng.uniform(np.log(SHORTEST), np.log(body // 2 + 1), count)).astype(int)
+        sizes = np.exp(rng.uniform(np.log(SHORTEST), np.log(body // 2), count)).astype(int)
         pieces += [np.resize(rng.integers(*BYTES, size), body) for size in sizes]
         yield np.array([[*start, *piece] for piece in pieces], np.int64)
 

@@ -48,6 +48,7 @@ def emergence_figure(table: pd.DataFrame, run: str = "run", seed: str = "seed") 
         figure.update_xaxes(title="step", row=len(ROWS), col=column)
     for row, title in enumerate(ROWS, 1):
         figure.update_yaxes(title=title, rangemode="tozero", row=row, col=1)
+    figure.update_yaxes(dtick=1 if table.groupby("layer")["head"].max().add(1).sum() <= 12 else None, row=len(ROWS))
     ticks = [step for step in (10**power for power in range(8)) if left < step <= table["step"].max()]
     figure.update_xaxes(type="log", tickvals=[left, *ticks], ticktext=["0", *(f"{step:,}" for step in ticks)])
     legend = {"orientation": "h", "y": -0.08, "yanchor": "top", "x": 0}
@@ -81,4 +82,5 @@ def _traces(rows: pd.DataFrame, seed: str, left: float) -> Iterator[tuple[int, g
             data = list(zip(head["step"], which, strict=True))
             told = f"step %{{customdata[0]}}, seed {number}: %{{y:.3f}} at %{{customdata[1]}}"
             yield 2, go.Scatter(y=head["score"], customdata=data, hovertemplate=told, **look)
+            look["line"] = {**look["line"], "shape": "hv"}
             yield 3, go.Scatter(y=head["heads"], customdata=data, hovertemplate=f"step %{{customdata[0]}}, seed {number}: %{{y}} heads", **look)
