@@ -3,6 +3,7 @@
 from workbench import jobs
 from workbench.cli import (
     calibrating,
+    circuit_questions,
     circuits,
     conflict,
     lists,
@@ -25,6 +26,7 @@ from workbench.cli.app import app
 __all__ = [
     "app",
     "calibrating",
+    "circuit_questions",
     "circuits",
     "conflict",
     "lists",
