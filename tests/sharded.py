@@ -31,6 +31,7 @@ ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", 
 """All that are supported but gpt2, of which transformers has no plan."""
 
 DEEP = "llama of four layers"
+"""Which two ranks cannot split the vocabulary of: they hold embeddings and logits whole."""
 READS = (Mass(first=2), Entropy(), Peak(), Received(), HeadOutput(), Written(), BlockOutput(), NextToken())
 TEXTS = ["the cat sat on the mat and the dog sat on the log", "the cat sat on the mat and the"]
 
@@ -124,7 +125,7 @@ def saved(folder: Path) -> None:
     (folder / "text.txt").write_text(" ".join(f"In year {year} the river rose by {year * 7 % 91} feet." for year in range(300)), encoding="utf-8")
     few = {"num_attention_heads": 3, "num_key_value_heads": 3}
     models = {name: random_model(name) for name in (*ARCHITECTURES, "gpt2")}
-    models |= {"three heads": random_model("llama", **few), DEEP: random_model("llama", num_hidden_layers=4)}
+    models |= {"three heads": random_model("llama", **few), DEEP: random_model("llama", num_hidden_layers=4, vocab_size=261)}
     for name, model in models.items():
         model.hf.save_pretrained(folder / name)
         model.tokenizer.save_pretrained(folder / name)

@@ -1,17 +1,22 @@
 """Is a model whose layers are offloaded the same model? Weights on the disk and on the CPU, fetched by accelerate for the moment, beside a model in memory."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from workbench import measure
 from workbench.captures import capture
+from workbench.cli import app
 from workbench.edits import Ablate, Calibrate
 from workbench.errors import InputError
 from workbench.heads import Head
 from workbench.kernels import apply
 from workbench.models import load
+from workbench.plan import LINK, away
 from workbench.policies import HeadPolicy
 from workbench.reads import Entropy, HeadOutput, NextToken, Peak, Received, Written
 from workbench.tiny import random_model
@@ -85,3 +90,58 @@ def test_everything_on_one_device_is_a_model_as_ever(pairs):
 def test_options_that_do_not_go_together_are_refused(pairs, options, said):
     with pytest.raises(InputError, match=said):
         load(pairs["llama"][0].origin, **options)
+
+
+def plan(*words):
+    """The plan's answer as data, for the induction probe on a tiny model."""
+    run = CliRunner().invoke(app, ["plan", "--probe", "induction", "--json", "--model", *map(str, words)])
+    assert run.exit_code == 0, run.output
+    return json.loads(run.stdout)
+
+
+def test_the_plan_counts_what_is_fetched_in_every_pass(pairs):
+    """By hand: weights of 2 bytes, less the room, at the stated bytes per second, once per forward pass; and they do not lie on the GPU."""
+    folder, model = pairs["llama"][0].origin, pairs["llama"][0]
+    total = 2 * sum(weight.numel() for weight in model.hf.parameters())
+    room = 2**15
+    fits, less = plan(folder, "--device-map", "auto", "--gpu-memory", 1), plan(folder, "--device-map", "auto", "--gpu-memory", room / 2**30)
+    assert (fits["offloaded_bytes"], less["offloaded_bytes"]) == (0, total - room)
+    assert less["seconds"] - fits["seconds"] == pytest.approx(less["forwards"] * (total - room) / LINK)
+    assert fits["bytes"] - less["bytes"] == total - room
+    assert less["assumptions"][-1].endswith("at 10 GB/s, which is assumed, not measured")
+    assert f"fetched in each of {less['forwards']:,} forwards" in less["assumptions"][-1]
+    assert not any("fetched in each" in line for line in fits["assumptions"])
+
+
+def test_what_is_offloaded_is_what_the_plan_says(pairs):
+    """`away` counts the weights that are fetched: those of a model in memory are none."""
+    here, there = pairs["llama"]
+    assert away(here) == 0
+    assert away(there) == sum(weight.nbytes for name, weight in here.hf.named_parameters() if name.startswith(("model.layers.0.", "lm_head")))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--gpu-memory", "1"), "--gpu-memory bounds what --device-map auto puts on a GPU; give both"),
+        (("--device-map", "even"), "unknown device map 'even'; there are: auto"),
+        (("--device-map", "auto", "--device", "cpu"), "--device-map chooses the devices; leave out --device cpu"),
+    ],
+)
+def test_a_plan_that_cannot_be_made_says_why(pairs, words, said):
+    run = CliRunner().invoke(app, ["plan", "--model", str(pairs["llama"][0].origin), *words])
+    assert run.exit_code == 2
+    assert said in run.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_the_plan_asks_for_one_to_imagine(pairs):
+    run = CliRunner().invoke(app, ["plan", "--model", str(pairs["llama"][0].origin), "--device-map", "auto"])
+    assert run.exit_code == 2
+    assert "say with --gpu-memory how many GiB weights may take there" in run.stderr
+
+
+def test_other_workers_load_their_own_models(pairs):
+    run = CliRunner().invoke(app, ["score", "--model", str(pairs["llama"][0].origin), "--executor", "ray", "--device-map", "auto"])
+    assert run.exit_code == 2
+    assert "with --executor ray each task loads its own" in run.stderr
