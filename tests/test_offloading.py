@@ -145,3 +145,24 @@ def test_other_workers_load_their_own_models(pairs):
     run = CliRunner().invoke(app, ["score", "--model", str(pairs["llama"][0].origin), "--executor", "ray", "--device-map", "auto"])
     assert run.exit_code == 2
     assert "with --executor ray each task loads its own" in run.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("second", ["cpu", 1])
+def test_layers_on_a_gpu_and_elsewhere_are_one_model(pairs, second):
+    """The first layer on the first GPU; the second offloaded from it, or on the second GPU."""
+    if second == 1 and torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    folder = str(pairs["llama"][0].origin)
+    ends = {"model.norm": second, "lm_head": second} if second == 1 else {"model.norm": 0, "lm_head": 0}
+    places = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.layers.0": 0, "model.layers.1": second, **ends}
+    models = load(folder, device="cuda", dtype="float32"), load(folder, device_map=places, dtype="float32")
+    assert models[1].devices == [torch.device("cuda", number) for number in ((0, 1) if second == 1 else (0,))]
+    heads = (Head(0, 1), Head(1, 0))
+    reads = [Entropy(), Peak(), Received(), HeadOutput(), Written(), NextToken()]
+    seen = [capture(model, "the cat sat on the mat", reads, [Calibrate(), Ablate(heads)]) for model in models]
+    for read, value in seen[0].values.items():
+        for part, wanted in zip(*(other if isinstance(other, tuple) else (other,) for other in (seen[1][read], value)), strict=True):
+            np.testing.assert_allclose(part, wanted, rtol=1e-5, atol=1e-5)
+    scores = [measure.score(model, ["induction", "copying", "copy_suppression"]).table for model in models]
+    pd.testing.assert_frame_equal(*scores, rtol=0, atol=1e-5)

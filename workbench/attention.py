@@ -98,11 +98,11 @@ class Tap:
         looking = [(number, edit, edit.looking(layer, model.shape)) for number, edit in enumerate(self.edits)]
 
         def opened(heads: tuple[int, ...], attention: Attention) -> list[Step]:
-            steps = []
+            steps, here = [], None if residual is None else residual.to(attention.q_BHRE.device)  # the block before may be on another device
             for number, edit, mine in looking:
                 if set(mine) & set(heads):
                     state = self.memory.states.setdefault((number, layer, heads), {})
-                    steps.append(edit.opened(Scene(layer, heads, attention, self.prompts, model, residual, state)))
+                    steps.append(edit.opened(Scene(layer, heads, attention, self.prompts, model, here, state)))
             return steps
 
         heads = tuple(sorted({head for *_, mine in looking for head in mine}))
