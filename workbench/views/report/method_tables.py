@@ -32,7 +32,7 @@ def _methods(rows: pd.DataFrame, stem: str) -> Told:
         part = kept[kept["method"] == name].sort_values("heads")
         points = (part[column].tolist() for column in ("heads", "faithfulness", "lowest", "highest"))
         curves.append(Curve(name, *points, GREY if name == "random" else colour, dotted=name == "random"))
-    cells = [f"{row['faithfulness']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f})" for row in kept.to_dict("records")]
+    cells = [f"{_two(row['faithfulness'])} ({_two(row['lowest'])} to {_two(row['highest'])})" for row in kept.to_dict("records")]
     table = kept.assign(cell=cells).pivot_table(index="method", columns="heads", values="cell", aggfunc="first", sort=False)
     table = table.loc[[name for name in areas["method"] if name in table.index]].rename(columns=lambda count: f"{count} heads").reset_index()
     held = {name: numbers(rows, "held out").query(f"measure == '{name}'")["value"] for name in ("prompts", "accuracy")}
@@ -55,7 +55,7 @@ def _methods(rows: pd.DataFrame, stem: str) -> Told:
     ]
     best = areas.iloc[0]
     told = ", ".join(
-        f"{row['method']} {row['cpr']:.2f} ({row['least']:.2f} to {row['most']:.2f})"
+        f"{row['method']} {_two(row['cpr'])} ({_two(row['least'])} to {_two(row['most'])})"
         for row in areas[areas["method"].isin([best["method"], "random"])].to_dict("records")
     )
     return "Methods that find circuits", tuple(words), tuple(blocks), f"CPR of methods that find circuits: {told}."
@@ -171,6 +171,11 @@ def _streams(rows: pd.DataFrame, stem: str) -> Told:
         blocks,
         f"Perplexity of a long text: {told}.",
     )
+
+
+def _two(number: float) -> str:
+    """Two digits; what is 0 in these has no sign."""
+    return f"{round(number, 2) + 0.0:.2f}"
 
 
 def _thousands(number: float) -> str:
