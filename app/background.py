@@ -49,7 +49,7 @@ def follow(job: jobs.Job) -> bool:
     if state in ALIVE:
         _watch(job)
     elif state != "done":
-        last = job.log(1)
+        last = next((line for line in map(_bare, reversed(job.log().splitlines())) if line), "")
         say = st.error if state == "failed" else st.warning
         say(f"This job {jobs.STATES[state]}.{f' The last it said: {last}' if last and state == 'failed' else ''}")
     return state == "done"
@@ -61,10 +61,14 @@ def _watch(job: jobs.Job) -> None:
     state, progress = job.state, job.progress
     if state not in ALIVE:
         st.rerun()
-    left, right = st.columns([5, 1], vertical_alignment="bottom")
-    with left:
+    with st.container(horizontal=True, vertical_alignment="bottom"):
         st.progress(progress.share if progress else 0.0, progress.words if progress else f"This job {jobs.STATES[state]}")
-    if right.button("Cancel", key=f"cancel-{job.name}", width="stretch"):
-        with told():
-            job.cancel()
-            st.rerun()
+        if st.button("Cancel", key=f"cancel-{job.name}", width="content"):
+            with told():
+                job.cancel()
+                st.rerun()
+
+
+def _bare(line: str) -> str:
+    """What a line says inside of a frame."""
+    return line.strip("╭╮╰╯─│ ")

@@ -97,7 +97,7 @@ def test_it_opens_on_the_bundled_circuit_without_loading_a_model(monkeypatch):
     assert set(faithful.columns) == {"resample", "mean", "zero"}
     row = circuit.faithfulness.set_index("ablation").loc["resample"]
     assert faithful.loc["faithfulness", "resample"] == f"{row['faithfulness']:.3g} ({row['low']:.3g} to {row['high']:.3g})"
-    assert set(faithful.index) >= {"full", "empty", "complement_faithfulness", "recovered", "kl", "incompleteness", "n"}
+    assert set(faithful.index) >= {"full", "empty", "complement faithfulness", "recovered", "kl", "incompleteness", "n"}
     assert list(heads["head"]) == [str(head) for head in circuit.heads]
     assert {"resample_drop", "mean_drop", "zero_drop"} <= set(heads.columns)
     assert len(app.get("plotly_chart")) == 2

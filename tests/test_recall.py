@@ -257,3 +257,12 @@ def test_the_command_writes_tests_maps_and_what_made_them(model, hay, tmp_path, 
     refused = CliRunner().invoke(app, [*map(str, command[:-4]), "--out", str(tmp_path / "needle.txt")])
     assert refused.exit_code == 2
     assert "--out is a .csv file" in refused.stderr
+
+
+def test_no_title_of_three_maps_is_wider_than_its_map_in_600_pixels():
+    figure = views.recall_figure(made([1, 0.5, 1, 0.5], [0, 0, 0.5, 0.5], [[1, 0.5, 0.5, 0], [1, 0.5, 1, 0.5]]))
+    lines = [line for note in figure.layout.annotations for line in note.text.split("<br>")]
+    assert len(lines) > 3
+    assert max(map(len, lines)) <= 22  # of 13 pixels each at most 7 wide
+    assert max(map(len, figure.layout.title.text.replace("<sub>", "").replace("</sub>", "").split("<br>"))) <= 76
+    assert [axis.title.text for axis in figure.select_xaxes() if axis.title.text] == ["length of the text, tokens"]

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import streamlit as st
 from background import forget
-from chosen import BUNDLED, beside, labels, told
+from chosen import beside, labels, told
 from conflict import memory_or_context
-from downloads import chart, files, table
+from downloads import chart, files
 from maps import clicked, head_map
+from methods import methods
 from patching import codes, patching
 from uploads import uploader
 
@@ -20,7 +21,6 @@ from workbench.heads import ModelCard
 from workbench.labels import HeadLabels
 from workbench.views.circuit import COLOURS, EDGES_SHOWN, graph_figure
 from workbench.views.circuit_tables import effects_canvas, faithfulness_figure, faithfulness_table
-from workbench.views.methods import kept_figure, recovery_figure
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -29,9 +29,6 @@ ONE_HEAD = "app_pages/one_head.py"
 UPLOAD = "circuit_file"
 CIRCUIT_MB = 5
 FILES = ("circuit.json", "circuit_ioi.json")  # circuits that may lie beside the labels
-USUAL = ("patching", "path", "attribution", "ig-inputs", "codes", "random")  # methods that are drawn until others are chosen
-TRUTH = BUNDLED.parent.parent / "compiled_ioi" / "methods.csv"
-METHODS = "circuits_ioi.csv"
 
 
 def circuit(found: HeadLabels) -> None:
@@ -52,6 +49,7 @@ def circuit(found: HeadLabels) -> None:
         graph(drawn, found)
     with right:
         faithful(drawn)
+    measures(drawn)
     left, right = st.columns([2, 3], gap="large")
     with left:
         if picked := head_map(drawn.effects, key="effects"):
@@ -100,18 +98,24 @@ def graph(drawn: "Drawn", found: HeadLabels) -> None:
 
 def faithful(drawn: "Drawn") -> None:
     """How much of the model's behaviour the circuit carries, by ablation."""
-    measured = drawn.made.faithfulness
     if drawn.faithfulness is None:
         st.info("The file does not tell how faithful the circuit is; `workbench circuit evaluate` measures it.")
         return
-    chart(drawn.faithfulness, "faithfulness", "Faithfulness of the circuit, its complement and random rivals, by ablation", measured)
+    chart(drawn.faithfulness, "faithfulness", "Faithfulness of the circuit, its complement and random rivals, by ablation", drawn.made.faithfulness)
+
+
+def measures(drawn: "Drawn") -> None:
+    """The numbers behind it, as far as the file tells them."""
+    measured = drawn.made.faithfulness
+    if measured.empty:
+        return
     turned = faithfulness_table(measured)
-    st.table(turned.set_index("measure"))
+    st.table(turned.assign(measure=[name.replace("_", " ") for name in turned["measure"]]).set_index("measure"))
     st.caption("On prompts that it was not found on. 1 is the full model, 0 all heads ablated; in brackets 95% intervals over prompts.")
     from workbench.circuits.faithfulness import COLUMNS
 
     with st.popover("What the measures mean", type="tertiary"):
-        st.table({name: COLUMNS.get(name, "") for name in turned["measure"]})
+        st.table({name.replace("_", " "): COLUMNS.get(name, "") for name in turned["measure"]})
 
 
 def heads(drawn: "Drawn", found: HeadLabels) -> None:
@@ -136,67 +140,6 @@ def opened(head: str, card: ModelCard, found: HeadLabels) -> None:
     if _same(card, found):
         st.switch_page(ONE_HEAD, query_params={"head": head})
     st.info(f"{head} is a head of {_plain(card.name)}; the other pages show {_plain(found.card.name)}, so that it cannot be opened there.")
-
-
-def methods(found: HeadLabels) -> None:
-    """What the methods recover where the circuit is known, and how faithful their circuits are where it is not."""
-    known, unknown = st.columns(2, gap="large")
-    with known:
-        st.markdown("**Where the truth is known**")
-        recovered()
-    with unknown:
-        st.markdown("**Where it is not**")
-        kept(found)
-
-
-def recovered() -> None:
-    """What each method finds of the compiled IOI models."""
-    with told():
-        if not TRUTH.is_file():
-            raise InputError(f"{TRUTH.parent.name}/{TRUTH.name} of the repository's reports is not there; `benchmarks/circuit_truth.py` makes it")
-        measured = _table(TRUTH.read_bytes(), TRUTH.name, ("what", "beta", "leak", "seed", "method", "auroc", "average_precision", "chance"))
-    there = compared.settings(measured)
-    what = st.segmented_control("Recovered are", ["heads", "edges"], default="heads", required=True, key="what", bind="query-params")
-    named = {f"β = {beta:g}, leak {leak:g}": (beta, leak) for beta, leak in there[what]}
-    which = st.selectbox("Model", list(named), key=f"model_{what}", bind="query-params", help="β: how sharply heads attend. Leak: how much idle heads write.")
-    with told():
-        rows = compared.recovery(measured, what, *named[which])
-    chart(recovery_figure(rows, what), "recovery", f"AUROC, average precision and F1 of each method on the known {what}", rows)
-    st.dataframe(rows, hide_index=True, placeholder="–", column_config=_three(rows))
-    st.caption(
-        "The compiled IOI model, whose circuit is written by hand: all heads and edges of it are known. Means over model seeds, bars one standard deviation; "
-        f"dotted: average precision by chance, {rows['chance'].iloc[0]:.2f}. "
-        "Codes, norm and the like only watch; norm and distinct codes are controls."
-    )
-    with st.popover("What the measures mean", type="tertiary"):
-        st.table(compared.RECOVERY)
-
-
-def kept(found: HeadLabels) -> None:
-    """How faithful the first heads of each method are, on the model shown."""
-    content = beside(METHODS)
-    if content is None:
-        st.info(f"No {METHODS} of {found.card.name} lies beside the labels; `benchmarks/circuit_methods.py` makes one.")
-        return
-    with told():
-        measured = _table(content, METHODS, ("seed", "part", "method", "measure", "value", "low", "high"))
-    ablations = compared.ablations(measured)
-    ablation = st.segmented_control("Other heads are replaced by", ablations, default=ablations[0], required=True, key="ablation_kept", bind="query-params")
-    rows = compared.kept(measured, ablation)
-    every = list(dict.fromkeys(rows["method"]))
-    shown = st.multiselect("Methods", every, default=[name for name in every if name in USUAL], key="methods", bind="query-params")
-    chart(kept_figure(rows, ablation, shown), "kept", f"Faithfulness of the first heads of each method, {ablation}", rows)
-    st.caption(
-        "The first k heads of each ranking alone, on held-out prompts: means over seeds, bars from the lowest to the highest end of the seeds' 95% intervals."
-    )
-    areas = compared.areas(measured)
-    st.dataframe(areas, hide_index=True, placeholder="–", column_config=_three(areas))
-    st.caption("CPR: area under faithfulness over the share of heads kept (more is better); CMD: area of its distance from 1 (less is better); resample.")
-    table(areas, "areas")
-
-
-def _three(rows: "compared.pd.DataFrame") -> dict:
-    return {name: st.column_config.NumberColumn(format="%.3f") for name in rows.columns if rows[name].dtype.kind == "f"}
 
 
 def _same(card: ModelCard, found: HeadLabels) -> bool:
@@ -231,11 +174,6 @@ def _drawn(content: bytes, name: str) -> Drawn:
     made = Circuit.parse(content, name)
     faithfulness = None if made.faithfulness.empty else faithfulness_figure(made.faithfulness)
     return Drawn(made, graph_figure(made), faithfulness, effects_canvas(made), made.table)
-
-
-@st.cache_resource(max_entries=4, show_spinner=False)
-def _table(content: bytes, name: str, columns: tuple[str, ...]) -> "compared.pd.DataFrame":
-    return compared.parse(content, name, columns)
 
 
 VIEWS = {"Circuit": circuit, "Patching": patching, "Codes": codes, "Methods": methods, "Memory or context": memory_or_context}

@@ -1,6 +1,7 @@
 """What does a model still find without some heads? Maps of length × depth side by side, and the totals with their intervals."""
 
 import json
+import textwrap
 from typing import Any
 
 import plotly.graph_objects as go
@@ -10,6 +11,8 @@ from workbench.recall import MEASURES, VARIANTS, Recall
 
 COLOURS = {"full": "#7f7f7f", "without": "#d55e00", "control": "#0072b2"}
 """Of the variants: readable on white and on black, and told apart by all."""
+NARROW, WIDE = 22, 76
+"""Characters of a line above one of three maps, and above all of them, where the window has 600 pixels."""
 LENGTH, DEPTH = "length of the text, tokens", "depth of the needle"
 
 
@@ -26,13 +29,17 @@ def recall_map(found: Recall, variant: str, measure: str = "recall") -> go.Figur
 def recall_figure(found: Recall, measure: str = "recall") -> go.Figure:
     """The maps of all variants side by side; see `recall_map`."""
     there = list(found.totals(measure)["variant"])
-    names = [_name(found, variant, measure) for variant in there]
+    names = [_folded(_name(found, variant, measure), NARROW) for variant in there]
     figure = make_subplots(rows=1, cols=len(there), subplot_titles=names, shared_yaxes=True, horizontal_spacing=0.04)
     for column, variant in enumerate(there, 1):
         figure.add_trace(_heat(found, variant, measure), row=1, col=column)
-    figure.update_layout(**_layout(found), height=240 + 44 * found.tests["depth"].nunique(), margin={"t": 130})
-    figure.update_layout(title=f"{MEASURES[measure]}<br><sub>{found.verdict(measure)}</sub>")
-    figure.update_xaxes(title=LENGTH, type="category")
+    verdict, lines = _folded(found.verdict(measure), WIDE), max(name.count("<br>") for name in names)
+    above = 104 + 18 * verdict.count("<br>") + 16 * lines
+    title = {"text": f"{_folded(MEASURES[measure], WIDE)}<br><sub>{verdict}</sub>", "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 26}}
+    figure.update_layout(**_layout(found), height=110 + above + 44 * found.tests["depth"].nunique(), margin={"t": above}, title=title)
+    figure.update_annotations(font={"size": 13})
+    figure.update_xaxes(type="category")
+    figure.update_xaxes(title=LENGTH, col=(len(there) + 1) // 2)  # once: under three narrow maps they would overlap
     figure.update_yaxes(type="category", autorange="reversed")
     figure.update_yaxes(title=DEPTH, col=1)
     return figure
@@ -68,6 +75,11 @@ def _heat(found: Recall, variant: str, measure: str) -> go.Heatmap:
 def _name(found: Recall, variant: str, measure: str) -> str:
     totals = found.totals(measure).set_index("variant").loc[variant]
     return f"{VARIANTS[variant]}: {totals['mean']:.2f}"
+
+
+def _folded(text: str, width: int) -> str:
+    """A text in lines of about so many characters."""
+    return "<br>".join(textwrap.wrap(text, width))
 
 
 def _layout(found: Recall) -> dict[str, Any]:

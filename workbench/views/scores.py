@@ -94,13 +94,13 @@ def agreement_figure(table: pd.DataFrame) -> go.Figure:
         shared[a, b] = shared[b, a] = row[overlap]
     heat = go.Heatmap(
         z=rho, x=names, y=names, customdata=shared, colorscale="RdBu", zmin=-1, zmax=1, xgap=1, ygap=1,
-        colorbar={"title": {"text": "Spearman's ρ"}, "thickness": 12},
+        colorbar={"title": {"text": "Spearman's ρ", "side": "top"}, "thickness": 12, "orientation": "h", "y": 1, "yanchor": "bottom", "tickvals": [-1, 0, 1]},
         hovertemplate=f"%{{y}} and %{{x}}<br>Spearman's ρ %{{z:.2f}}<br>{overlap.replace('_', ' ')} %{{customdata:.0%}}<extra></extra>",
     )  # fmt: skip
     figure = go.Figure(heat)
-    figure.update_layout(template="plotly_white", height=200 + 18 * len(names), margin={"t": 10, "l": 10, "r": 10, "b": 10})
-    figure.update_yaxes(autorange="reversed", dtick=1, automargin=True)
-    figure.update_xaxes(dtick=1, tickangle=-60, automargin=True)
+    figure.update_layout(template="plotly_white", height=260 + 18 * len(names), margin={"t": 70, "l": 10, "r": 10, "b": 10})
+    figure.update_yaxes(autorange="reversed", dtick=1, automargin=True, tickfont={"size": 10})
+    figure.update_xaxes(dtick=1, tickangle=-90, automargin=True, tickfont={"size": 9})
     return figure
 
 
