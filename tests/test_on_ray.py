@@ -201,11 +201,27 @@ def test_two_users_do_not_mix(cluster, expected, folders, tmp_path):
     assert set(table["seed"]) == {5}
 
 
-def test_nodes_with_other_versions_are_refused(cluster, monkeypatch):
+def test_workers_with_other_versions_are_refused(chosen, tmp_path, monkeypatch):
     monkeypatch.setattr(on_ray, "versions", lambda: {**versions(), "torch": "1.0", "code": "00000000"})
     said = rf"node .* has other versions than this process: torch {torch.__version__} instead of 1\.0; code {versions()['code']} instead of 00000000; results"
+    chosen.submit(Act(0, str(tmp_path)))
     with pytest.raises(InputError, match=said.replace("+", r"\+")):
-        executor("ray", cluster.address)
+        list(chosen.outcomes())
+    assert not list(tmp_path.iterdir())
+
+
+def test_workers_that_cannot_begin_are_told(chosen, tmp_path, monkeypatch):
+    class Broken:
+        def __init__(self, threads):
+            raise ModuleNotFoundError("No module named 'workbench'")
+
+        def ready(self):
+            pass
+
+    monkeypatch.setattr(on_ray, "Worker", Broken)
+    chosen.submit(Act(0, str(tmp_path)))
+    with pytest.raises(InputError, match=rf"{ATTEMPTS} workers could not begin, the last so: ModuleNotFoundError: No module named 'workbench'"):
+        list(chosen.outcomes())
 
 
 @pytest.mark.parametrize(("address", "reason"), [("127.0.0.1:1", "Connection refused"), ("here", ""), ("a:b", "an address is auto, or host:port")])

@@ -1,8 +1,8 @@
 """How are tasks run on a Ray cluster? By workers, Ray actors that keep one model loaded each; as many as the cluster has room for.
 
-1. Connect; refuse a cluster whose nodes have other versions, or no room for one task. 2. Hire a worker for every task, up to that room, which is looked at
-again as nodes come and go. 3. A worker that is free takes a task, of its own model if there is one. 4. A worker that dies is replaced, and its task goes to
-another; a task whose workers died `ATTEMPTS` times is given up, as it may be what kills them.
+1. Connect; refuse a cluster whose nodes have no room for one task. 2. Hire a worker for every task, up to that room, which is looked at again as nodes come and
+go; refuse to go on where one has other versions. 3. A worker that is free takes a task, of its own model if there is one. 4. A worker that dies is replaced, and
+its task goes to another; a task whose workers died `ATTEMPTS` times is given up, as it may be what kills them.
 """
 
 import os
@@ -21,7 +21,6 @@ from workbench.runs import versions
 try:
     import ray
     from ray.exceptions import RayActorError, RayError
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ImportError as missing:
     raise InputError("--executor ray needs Ray; install it with: pip install 'attention-head-workbench[ray]'") from missing
 
@@ -31,9 +30,6 @@ ATTEMPTS = 4
 LOOK = 2.0
 """Seconds between two looks at what room the cluster has."""
 
-_PATIENCE = 60
-"""Seconds for a node to say which versions it has."""
-
 
 class Worker:
     """An actor: one desk on some node."""
@@ -41,9 +37,9 @@ class Worker:
     def __init__(self, threads: int) -> None:
         self._desk, self._threads = Desk(), threads
 
-    def ready(self) -> int:
-        """Its process, once it is there."""
-        return os.getpid()
+    def ready(self) -> tuple[str, dict[str, str]]:
+        """Its node and its versions, once it is there."""
+        return socket.gethostname(), versions()
 
     def run(self, task: Task) -> dict[str, Any]:
         """Run a task: the fields of its outcome but the task itself, which who asked has."""
@@ -72,10 +68,10 @@ class OnRay(Local):
         self._busy: dict[Any, _Hired] = {}
         self._free: list[_Hired] = []
         self._deaths: Counter[int] = Counter()
+        self._unborn = 0
         self._looked = 0.0
         try:
             self._check_room(nodes)
-            _check_versions(nodes)
         except InputError:
             self.close()
             raise
@@ -85,7 +81,7 @@ class OnRay(Local):
             raise InputError(f"--gpus-per-task is 0 or more, got {gpus}")
 
     def outcomes(self) -> Iterator[Outcome]:
-        """What became of every task, as they end; tasks may be submitted meanwhile."""
+        """What became of every task, as they end; tasks may be submitted meanwhile. Raises `InputError` if workers cannot begin, or have other versions."""
         while self._waiting or any(one.task is not None for one in self._busy.values()):
             self._hire()
             while self._free and self._waiting:
@@ -134,12 +130,22 @@ class OnRay(Local):
         except RayActorError as error:
             ray.kill(hired.actor)
             self._looked = 0.0
-            return None if task is None else self._died(task, error)
+            return self._not_born(error) if task is None else self._died(task, error)
         except RayError as error:
             self._free.append(hired)
             return None if task is None else Outcome(task, error=f"{type(error).__name__}: {error}", attempts=self._attempts(task))
         self._free.append(hired)
-        return None if task is None else Outcome(task, **said, attempts=self._attempts(task))
+        if task is not None:
+            return Outcome(task, **said, attempts=self._attempts(task))
+        self._unborn = 0
+        _check_versions(*said)
+        return None
+
+    def _not_born(self, error: RayActorError) -> None:
+        """Try again, unless one worker after the other has died before it could begin."""
+        self._unborn += 1
+        if self._unborn >= ATTEMPTS:
+            raise InputError(f"{ATTEMPTS} workers could not begin, the last so: {str(error).strip().splitlines()[-1]}") from error
 
     def _died(self, task: Task, error: RayActorError) -> Outcome | None:
         self._deaths[id(task)] += 1
@@ -194,21 +200,8 @@ def _nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def _versions() -> dict[str, str]:
-    return versions()
-
-
-def _check_versions(nodes: list[dict[str, Any]]) -> None:
-    """Raise `InputError` if a node would run other code than this process has."""
-    mine = versions()
-    ask = ray.remote(num_cpus=0)(_versions)
-    asked = {ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node for node in nodes}
-    for reference, node in asked.items():
-        try:
-            theirs = ray.get(reference, timeout=_PATIENCE)
-        except RayError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise InputError(f"node {node['NodeManagerAddress']} cannot run the workbench: {reason}") from error
-        if other := {name: f"{theirs.get(name)} instead of {value}" for name, value in mine.items() if theirs.get(name) != value}:
-            told = "; ".join(f"{name} {words}" for name, words in other.items())
-            raise InputError(f"node {node['NodeManagerAddress']} has other versions than this process: {told}; results would not be the same")
+def _check_versions(node: str, theirs: dict[str, str]) -> None:
+    """Raise `InputError` if a worker would run other code than this process has."""
+    if other := {name: f"{theirs.get(name)} instead of {value}" for name, value in versions().items() if theirs.get(name) != value}:
+        told = "; ".join(f"{name} {words}" for name, words in other.items())
+        raise InputError(f"node {node} has other versions than this process: {told}; results would not be the same")
