@@ -18,7 +18,7 @@ from report import machine, made, markdown
 
 from workbench.emergence.onset import onsets
 from workbench.emergence.reading import swept
-from workbench.emergence.training import Growth, grow
+from workbench.emergence.training import Growth, checkpoints, grow
 from workbench.files import write_text
 from workbench.views import emergence_figure, save_figure
 
@@ -46,8 +46,10 @@ ABOUT = """A Llama of {layers} layers × {heads} heads of {size} dimensions, res
 tokens. Of these {repeats:.0%} are segments of random bytes, repeated to the end; the others are pieces of the language reference of Python, whose last tenth is
 held out. AdamW, rate {rate:g}, weight decay {weight_decay:g} unless the run says otherwise.
 
-A kind of head appears at the first checkpoint at which a head scores at least the threshold of `workbench.rules`, and more than its null; at the checkpoint
+A kind of head appears at the first checkpoint at which a head scores at least the threshold, and more than its null; at the checkpoint
 before it was absent. — : at no checkpoint. `heads` are those at the end.
+
+`attention_sink` is measured on text, `attention_sink_bos` on random tokens behind BOS, where an induction head finds nothing to attend to.
 
 Sigmoid attention has no probabilities: `weights` are what the model uses, each 0–1, rows not normalised; `shares` are these divided by their row's sum.
 A sink that takes the weight of others can show in shares alone; weights near 1 on many keys at once show in weights alone."""
@@ -85,15 +87,17 @@ def last(table: pd.DataFrame) -> dict[str, float]:
 def done(growth: Growth, folder: Path, device: str) -> tuple[pd.DataFrame, dict]:
     """The table of a run and what is known about its making, from its folder if it is there with the same settings."""
     written, scores = folder / "growth.json", folder / "scores.csv"
-    if scores.exists() and (facts := json.loads(written.read_text(encoding="utf-8"))) and facts.items() >= asdict(growth).items():
-        return pd.read_csv(scores), facts
-    print(f"{folder.name}: {growth}", flush=True)
-    kept = grow(growth, folder, device=device, say=lambda text: print(text, flush=True))
-    table = swept(kept, growth, device=device, say=lambda text: print(text, flush=True))
-    facts = {**json.loads(written.read_text(encoding="utf-8")), "machine": machine()}
-    write_text(written, json.dumps(facts) + "\n")
-    write_text(scores, table.round(DIGITS).to_csv(index=False))
-    return table.round(DIGITS), facts
+    facts = json.loads(written.read_text(encoding="utf-8")) if written.exists() else {}
+    if not facts.items() >= asdict(growth).items():
+        print(f"{folder.name}: {growth}", flush=True)
+        scores.unlink(missing_ok=True)
+        grow(growth, folder, device=device, say=lambda text: print(text, flush=True))
+        facts = {**json.loads(written.read_text(encoding="utf-8")), "machine": machine()}
+        write_text(written, json.dumps(facts) + "\n")
+    if not scores.exists():
+        table = swept(checkpoints(growth, folder), growth, device=device, say=lambda text: print(text, flush=True))
+        write_text(scores, table.round(DIGITS).to_csv(index=False))
+    return pd.read_csv(scores), facts
 
 
 def report(table: pd.DataFrame, told: pd.DataFrame, growth: Growth, out: Path) -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from workbench import score
 from workbench.emergence.onset import checked, onsets, strongest
-from workbench.emergence.reading import COLUMNS, pattern_scores, scored, shares, swept
+from workbench.emergence.reading import COLUMNS, SINK, pattern_scores, scored, shares, swept
 from workbench.emergence.sigmoid import opened, sigmoid_attention
 from workbench.emergence.training import BYTES, Growth, _text, batches, grow, losses, milestones
 from workbench.errors import InputError
@@ -98,7 +98,7 @@ def test_shares_are_rows_divided_by_their_sum():
 
 def test_scores_from_a_models_own_patterns_are_those_of_score():
     model = random_model("llama")
-    probes, options = ["previous_token", "induction", "attention_sink"], Options(length=128)
+    probes, options = ["previous_token", "induction", "attention_sink", SINK], Options(length=128)
 
     def patterns(prompts):
         with torch.inference_mode(), model.attention("eager") as hf:
@@ -121,7 +121,7 @@ def test_weights_and_shares_of_known_sigmoid_attention(grown):
     model = opened(grown["sigmoid"][0][1], "cpu")
     model.hf.model.layers[0].self_attn.q_proj.weight.zero_()
     table = scored(model).set_index(["reading", "probe"])
-    for probe in ("previous_token", "attention_sink"):
+    for probe in ("previous_token", "attention_sink", "attention_sink_bos"):
         assert table.loc[("weights", probe), "score"].tolist() == pytest.approx([0.5, 0.5], abs=1e-6)
         assert table.loc[("shares", probe), "score"].tolist() == pytest.approx(table.loc[("shares", probe), "null"].tolist(), abs=1e-6)
 
@@ -270,7 +270,7 @@ def test_a_sweep_has_every_head_of_every_checkpoint(grown):
     for kind, readings in (("softmax", 1), ("sigmoid", 2)):
         table = swept(grown[kind], Growth(**TINY, attention=kind), device="cpu")
         assert list(table.columns) == COLUMNS
-        assert len(table) == 2 * 3 * 2 * readings
+        assert len(table) == 2 * 4 * 2 * readings
         assert table["score"].between(0, 1).all()
         assert table.groupby("step")[["text", "first", "second"]].nunique().eq(1).all(axis=None)
         assert table["text"].between(5, 6).all()

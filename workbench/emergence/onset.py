@@ -1,4 +1,4 @@
-"""At which step does a kind of head appear? Where the strongest head's score first passes the threshold of `RULES`."""
+"""At which step does a kind of head appear? Where the strongest head's score first passes its threshold."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,14 @@ import pandas as pd
 from workbench.errors import InputError
 from workbench.rules import RULES
 
-PROBES = ("previous_token", "induction", "attention_sink")
-"""The kinds of heads that are watched, each with its threshold in `RULES`."""
+BOS_SINK = "attention_sink_bos"
+"""The name of the probe for sinks where nothing can be matched: behind BOS stand random tokens."""
+
+THRESHOLDS = {
+    **{name: RULES[name].value for name in ("previous_token", "induction", "attention_sink")},
+    BOS_SINK: RULES["attention_sink_random"].value,
+}
+"""The kinds of heads that are watched, each with the score from which on a head is one: those of `RULES`."""
 
 NEEDED = ("step", "probe", "layer", "head", "score", "null")
 
@@ -28,7 +34,7 @@ def strongest(table: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """Of every group of `by`, step and probe: the strongest head's `score` and name (`layer`, `head`), and the number of `heads` that the rule labels."""
     keys = [*by, "probe", "step"]
     table = checked(table, by)
-    labelled = (table["score"] >= table["probe"].map(lambda name: RULES[name].value)) & (table["score"] > table["null"].fillna(-np.inf))
+    labelled = (table["score"] >= table["probe"].map(THRESHOLDS.__getitem__)) & (table["score"] > table["null"].fillna(-np.inf))
     best = table.sort_values(["score", "layer", "head"], ascending=[False, True, True]).groupby(keys, sort=True).first()[["score", "layer", "head"]]
     return best.assign(heads=labelled.groupby([table[key] for key in keys]).sum()).reset_index()
 
@@ -47,7 +53,7 @@ def onsets(table: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
         rows.append(
             dict(zip([*by, "probe"], names, strict=True))
             | {
-                "threshold": RULES[names[-1]].value,
+                "threshold": THRESHOLDS[names[-1]],
                 "before": float("nan") if first is None else float(steps[first - 1] if first else -1),
                 "step": float("nan") if first is None else float(steps[first]),
                 "highest": float(part["score"].max()),

@@ -5,6 +5,7 @@ A checkpoint with softmax attention is scored by `score`. One with sigmoid atten
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from workbench.emergence.onset import PROBES
+from workbench.emergence.onset import BOS_SINK
 from workbench.emergence.sigmoid import SigmoidModel, opened
 from workbench.emergence.training import Growth, losses
 from workbench.errors import InputError
@@ -21,9 +22,10 @@ from workbench.groups import Group, plan
 from workbench.measure import score
 from workbench.models import HFModel, load
 from workbench.options import Options
+from workbench.probes import Probe, probe
 from workbench.prompts import Prompts
 from workbench.reads import NextToken
-from workbench.recipes import Recipe
+from workbench.recipes import RandomTokens, Recipe
 from workbench.scores import summarise
 
 TINY = 1e-12
@@ -33,14 +35,17 @@ COLUMNS = ["step", "reading", "probe", "layer", "head", "score", "ci_low", "ci_h
 """The columns of a table of checkpoints: the scores of `HeadScores`, and the losses of `Losses` beside each."""
 
 
-def asked(context: int) -> list[tuple[list[str], Options]]:
+SINK = replace(probe("attention_sink_random"), name=BOS_SINK, recipes={"quick": RandomTokens(count=16, bos=True)}, also=())
+"""Attention that BOS receives from random tokens: where an induction head finds nothing, it has to look somewhere."""
+
+
+def asked(context: int) -> list[tuple[list[str | Probe], Options]]:
     """The probes and their options for a model of so many tokens: natural text of the previous-token probe is no longer than that."""
-    long = [name for name in PROBES if name == "previous_token"]
-    return [(long, Options(length=context)), ([name for name in PROBES if name not in long], Options())]
+    return [(["previous_token"], Options(length=context)), (["induction", "attention_sink", SINK], Options())]
 
 
 def scored(model: HFModel, *, seed: int = 0) -> pd.DataFrame:
-    """The scores of every head on `PROBES`, with the column `reading`: probabilities, or weights and shares of a model with sigmoid attention."""
+    """The scores of every head on the watched probes, with the column `reading`: probabilities, or weights and shares of a model with sigmoid attention."""
     tables = []
     for probes, options in asked(model.max_length):
         if not isinstance(model, SigmoidModel):
@@ -58,7 +63,7 @@ def shares(weight_BLHQK: Tensor) -> Tensor:
 
 
 def pattern_scores(
-    model: HFModel, patterns: Callable[[Prompts], Tensor], probes: Sequence[str], *, seed: int = 0, options: Options | None = None
+    model: HFModel, patterns: Callable[[Prompts], Tensor], probes: Sequence[str | Probe], *, seed: int = 0, options: Options | None = None
 ) -> pd.DataFrame:
     """Scores of probes from the patterns [B, L, H, Q, K] that a function gives for prompts, summarised as `score` does.
 

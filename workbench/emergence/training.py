@@ -112,6 +112,11 @@ def milestones(steps: int) -> list[int]:
     return sorted({step for step in {0, 8, 16, 32, *quarters} if step < steps} | {steps})
 
 
+def checkpoints(growth: Growth, folder: Path) -> list[tuple[int, Path]]:
+    """The steps at which `grow` keeps a model, with their folders."""
+    return [(step, folder / f"step-{step:06d}") for step in milestones(growth.steps)]
+
+
 def batches(growth: Growth, ids_T: Int[np.ndarray, " T"], start: list[int]) -> Iterator[Int[np.ndarray, "B T"]]:
     """Batches without end: pieces of the text, and repeated segments of random bytes, in the asked shares, `start` in front of each."""
     rng, body = np.random.default_rng(growth.seed), growth.context - len(start)
@@ -144,12 +149,12 @@ def grow(growth: Growth, folder: Path, *, device: str = "auto", say: Callable[[s
     """
     model = growth.model()
     hf = model.hf.to(choose_device(device)).train().requires_grad_(True)
-    name, (train_T, _), keep = haystack_text(None)[1], _text(model), set(milestones(growth.steps))
+    name, (train_T, _), keep = haystack_text(None)[1], _text(model), dict(checkpoints(growth, folder))
     optimizer = torch.optim.AdamW(hf.parameters(), lr=growth.rate, weight_decay=growth.weight_decay, betas=(0.9, 0.95))
-    drawn, lost, kept, begin = batches(growth, train_T, bos(model)), [], [], perf_counter()
+    drawn, lost, begin = batches(growth, train_T, bos(model)), [], perf_counter()
     for step in range(growth.steps + 1):
         if step in keep:
-            kept.append((step, _kept(model, folder / f"step-{step:06d}")))
+            _keep(model, keep[step])
         if step == growth.steps:
             break
         for group in optimizer.param_groups:
@@ -167,14 +172,13 @@ def grow(growth: Growth, folder: Path, *, device: str = "auto", say: Callable[[s
             say(f"step {step + 1} of {growth.steps}: loss {np.mean(lost[-200:]):.3f}, {perf_counter() - begin:.0f} s")
     facts = {**asdict(growth), "text": name, "device": model.device.type, "threads": torch.get_num_threads(), "versions": versions()}
     write_text(folder / "growth.json", json.dumps({**facts, "seconds": round(perf_counter() - begin, 1), "loss": lost}) + "\n")
-    return kept
+    return list(keep.items())
 
 
-def _kept(model: HFModel, folder: Path) -> Path:
-    """The model as a folder that transformers opens."""
+def _keep(model: HFModel, folder: Path) -> None:
+    """Write the model as a folder that transformers opens."""
     model.hf.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
-    return folder
 
 
 def _text(model: HFModel) -> tuple[np.ndarray, np.ndarray]:

@@ -6,8 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from workbench.emergence.onset import checked, strongest
-from workbench.rules import RULES
+from workbench.emergence.onset import THRESHOLDS, checked, strongest
 
 LOSSES = {
     "text": ("loss on held-out text", "#0b62a4", "solid"),
@@ -20,6 +19,7 @@ KINDS = {
     "previous_token": ("previous token", "#0b62a4", "circle"),
     "induction": ("induction", "#d97706", "square"),
     "attention_sink": ("attention sink", "#1a936f", "diamond"),
+    "attention_sink_bos": ("sink on BOS, random tokens", "#b5179e", "x"),
 }
 """Name, colour and mark of each kind of head."""
 
@@ -32,7 +32,7 @@ ROWS = ("loss, nats per token", "score of the strongest head", "heads above the 
 def emergence_figure(table: pd.DataFrame, run: str = "run", seed: str = "seed") -> go.Figure:
     """A table of checkpoints (`emergence.swept`, with columns that name the run and its seed) as a picture: one column per run, a line per seed.
 
-    Steps are logarithmic; step 0, which has no logarithm, stands at the left edge. Dashed lines are the thresholds of `RULES`.
+    Steps are logarithmic; step 0, which has no logarithm, stands at the left edge. Dashed lines are the thresholds.
     """
     checked(table, [run, seed, "reading"])
     names, left = list(dict.fromkeys(table[run])), _left(table)
@@ -44,7 +44,7 @@ def emergence_figure(table: pd.DataFrame, run: str = "run", seed: str = "seed") 
             figure.add_trace(trace.update(showlegend=trace.name not in shown), row=row, col=column)
             shown.add(trace.name)
         for probe, (_, colour, _mark) in KINDS.items():
-            figure.add_hline(y=RULES[probe].value, line={"dash": "dash", "width": 1, "color": colour}, opacity=0.5, row=2, col=column)
+            figure.add_hline(y=THRESHOLDS[probe], line={"dash": "dash", "width": 1, "color": colour}, opacity=0.5, row=2, col=column)
         figure.update_xaxes(title="step", row=len(ROWS), col=column)
     for row, title in enumerate(ROWS, 1):
         figure.update_yaxes(title=title, rangemode="tozero", row=row, col=1)
