@@ -69,6 +69,26 @@ def _of_faithfulness(rows: pd.DataFrame) -> Said:
             yield "care", f"more heads can keep less ({name}), as some work against the task: {listed(falling)}"
 
 
+def hardest(rows: pd.DataFrame) -> list[tuple[str, float, float]]:
+    """Of heads and of edges, the models of the largest leak and then β among those with the most seeds: what is looked for, β, leak."""
+    seeds = rows.groupby(["what", "beta", "leak"])["seed"].nunique().reset_index()
+    most = seeds[seeds["seed"] == seeds.groupby("what")["seed"].transform("max")].sort_values(["leak", "beta"]).groupby("what", sort=False).tail(1)
+    return [(str(row["what"]), float(row["beta"]), float(row["leak"])) for row in most.to_dict("records")]
+
+
+def of_recovery(rows: pd.DataFrame) -> Said:
+    """What a table of methods on a known circuit calls for, as level and text."""
+    for what, beta, leak in hardest(rows):
+        part = rows[(rows["what"] == what) & (rows["beta"] == beta) & (rows["leak"] == leak)]
+        least = part.groupby("method", sort=False)["average_precision"].min()
+        if len(poor := least[least <= part["chance"].max()]):
+            yield "care", f"{what}, β {beta:g} and leak {leak:g}: not clearly better than chance ({part['chance'].max():.2f}): {listed(poor.index)}"
+    single = rows.groupby(["what", "beta", "leak"])["seed"].nunique()
+    if (single == 1).any():
+        yield "know", f"one seed only for {int((single == 1).sum())} of {len(single)} kinds of models"
+    yield "know", "the models are written by hand: what finds their circuit need not find that of a trained one"
+
+
 def overlap_of(rows: pd.DataFrame, budget: float) -> pd.DataFrame:
     """The Jaccard index of every two tasks' circuits of one size, both ways round; nothing on the diagonal."""
     part = rows[rows["budget"] == budget]

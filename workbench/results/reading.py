@@ -25,6 +25,7 @@ MOST_BYTES = 50 * 2**20
 
 TABLES: Mapping[str, frozenset[str]] = {
     "methods": frozenset({"seed", "part", "method", "measure", "value", "low", "high"}),
+    "recovery": frozenset({"what", "beta", "leak", "seed", "method", "auroc", "average_precision", "chance"}),
     "overlap": frozenset({"first_task", "second_task", "budget", "shared", "expected", "jaccard", "low", "high", "q_layer", "ceiling"}),
     "shared_heads": frozenset({"head", "circuits", "tasks", "labels"}),
     "transfer": frozenset({"circuit", "task", "budget", "kind", "value", "random_mean", "random_sd"}),
@@ -64,6 +65,7 @@ WORDS = {
     "successors": "successor heads with controls",
     "steering": "steering of a successor head",
     "methods": "methods that find circuits",
+    "recovery": "methods where the circuit is known",
     "overlap": "heads that circuits share",
     "shared_heads": "in how many circuits each head is",
     "transfer": "circuits on other tasks",

@@ -7,7 +7,7 @@ import pandas as pd
 
 from workbench.circuits import compared, transfer
 from workbench.heads import Head
-from workbench.results.of_methods import areas_in_short, middle, numbers, overlap_of, own
+from workbench.results.of_methods import areas_in_short, hardest, middle, numbers, overlap_of, own
 from workbench.views.methods import COLOURS
 from workbench.views.report.parts import Block, Picture, Table, Told
 from workbench.views.svg import Curve, Dot, curves_picture, intervals_picture, map_picture
@@ -59,6 +59,29 @@ def _methods(rows: pd.DataFrame, stem: str) -> Told:
         for row in areas[areas["method"].isin([best["method"], "random"])].to_dict("records")
     )
     return "Methods that find circuits", tuple(words), tuple(blocks), f"CPR of methods that find circuits: {told}."
+
+
+def _recovery(rows: pd.DataFrame, stem: str) -> Told:
+    blocks: list[Block] = []
+    told = []
+    for what, beta, leak in hardest(rows):
+        part = rows[(rows["what"] == what) & (rows["beta"] == beta) & (rows["leak"] == leak)]
+        spread = part.groupby("method")["average_precision"].agg(["mean", "min", "max"]).sort_values("mean", ascending=False, kind="stable").reset_index()
+        dots = [Dot(row["method"], row["mean"], row["min"], row["max"]) for row in spread.to_dict("records")]
+        svg = intervals_picture(dots, "average precision", f"Average precision of every method that looks for {what}", [float(part["chance"].mean())], 172)
+        shown = f"models with β = {beta:g} and leak {leak:g}"
+        caption = f"{what.capitalize()} of {shown}: average precision (0–1), mean, least and most of {part['seed'].nunique()} seeds; dashed, by chance."
+        blocks += [
+            Picture(f"{stem}_{what}", svg, caption),
+            Table(f"{stem}_{what}", compared.recovery(rows, what, beta, leak), f"{what.capitalize()} of {shown}."),
+        ]
+        told.append(f"{what} {spread['method'][0]} {spread['mean'][0]:.2f}")
+    by_model = rows.groupby(["what", "beta", "leak", "method"], sort=False)["average_precision"].agg(["mean", "std", "count"]).reset_index()
+    blocks.append(Table(stem, rows, "Average precision for every kind of model: mean, standard deviation and number of seeds.", by_model))
+    words = (
+        "How well each method finds the heads and edges of a circuit that is known, in models written by hand; β and the leak say how sharp their heads are.",
+    )
+    return "Methods where the circuit is known", words, tuple(blocks), f"Best average precision where the circuit is known: {', '.join(told)}."
 
 
 def _overlap(rows: pd.DataFrame, stem: str) -> Told:
@@ -184,6 +207,7 @@ def _thousands(number: float) -> str:
 
 OF_CIRCUITS: Mapping[str, Callable[[pd.DataFrame, str], Told]] = {
     "methods": _methods,
+    "recovery": _recovery,
     "overlap": _overlap,
     "shared_heads": _shared_heads,
     "transfer": _transfer,
