@@ -1,8 +1,8 @@
 """How are tasks run on a Ray cluster? By workers, Ray actors that keep one model loaded each; as many as the cluster has room for.
 
 1. Connect; refuse a cluster whose nodes have no room for one task. 2. Hire a worker for every task, up to that room, which is looked at again as nodes come and
-go; refuse to go on where one has other versions. 3. A worker that is free takes a task, of its own model if there is one. 4. A worker that dies is replaced, and
-its task goes to another; a task whose workers died `ATTEMPTS` times is given up, as it may be what kills them.
+go; refuse to go on where one has other versions. 3. A worker that is free takes a task, of its own model if there is one. 4. A worker that dies is replaced,
+and its task goes to another; a task whose workers died `ATTEMPTS` times is given up, as it may kill them.
 """
 
 import os
