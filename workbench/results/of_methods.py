@@ -83,9 +83,9 @@ def of_recovery(rows: pd.DataFrame) -> Said:
         least = part.groupby("method", sort=False)["average_precision"].min()
         if len(poor := least[least <= part["chance"].max()]):
             yield "care", f"{what}, β {beta:g} and leak {leak:g}: not clearly better than chance ({part['chance'].max():.2f}): {listed(poor.index)}"
-    single = rows.groupby(["what", "beta", "leak"])["seed"].nunique()
-    if (single == 1).any():
-        yield "know", f"one seed only for {int((single == 1).sum())} of {len(single)} kinds of models"
+    seeds = rows.groupby(["what", "beta", "leak"])["seed"].nunique().to_numpy()
+    if single := int((seeds == 1).sum()):
+        yield "know", f"one seed only for {single} of {len(seeds)} kinds of models"
     yield "know", "the models are written by hand: what finds their circuit need not find that of a trained one"
 
 

@@ -90,7 +90,8 @@ def _files(results: Results) -> Section:
         for result in results.files
     ]
     absent = [kind for kind in MADE_BY if not results.of(kind)]
-    words = [f"Not here: {WORDS[kind]}, which {MADE_BY[kind]} makes." for kind in absent] if len(results.files) > 1 else []
+    missing = "; ".join(f"{WORDS[kind]} ({MADE_BY[kind]})" for kind in absent)
+    words = [f"Not here, and what makes them: {missing}."] if missing and len(results.files) > 1 else []
     table = pd.DataFrame(rows).astype({"rows": "Int64"})
     return Section("Files", tuple(words), (Table("files", table, "Every file of the folder, by what is in it, with the beginning of its SHA-256.", table),))
 
