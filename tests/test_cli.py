@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from workbench import captures, measure
+from workbench import batches, captures, measure
 from workbench.cli import app, show
 from workbench.formats import FORMATS
 from workbench.labels import HeadLabels
@@ -99,7 +99,7 @@ def test_a_run_that_is_kept_is_not_measured_again(folder, tmp_path, monkeypatch)
     wanted = ("score", "-m", folder, "--probe", "duplicate_token", "--runs", tmp_path / "runs")
     first = run(*wanted)
     assert first.exit_code == 0, first.output
-    monkeypatch.setattr(measure, "capture", None)
+    monkeypatch.setattr(batches, "capture", None)
     second = run(*wanted)
     assert second.exit_code == 0, second.output
     assert first.stdout == second.stdout
@@ -131,7 +131,7 @@ def asked(monkeypatch):
         seen.append({**way, "length": prompts.length, "count": prompts.count})
         return captures.capture(model, prompts, reads, edits, **way)
 
-    monkeypatch.setattr(measure, "capture", watched)
+    monkeypatch.setattr(batches, "capture", watched)
     return seen
 
 

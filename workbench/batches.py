@@ -163,8 +163,8 @@ class Work:
             return _scored(group, capture(self.model, prompts, group.reads, edits, **asdict(way)))
         reads: list[Any] = [read for read in group.reads if not isinstance(read, NextToken)]
         matching = partial(canonical, self.model.tokenizer)
-        how = {"implementation": way.implementation, "chunk": way.chunk, "stop": lambda text: "\n" in text.strip(), "matching": matching}
-        return _scored(group, generate(self.model, prompts, reads, edits=edits, **how))
+        how: dict[str, Any] = {"implementation": way.implementation, "chunk": way.chunk, "matching": matching}
+        return _scored(group, generate(self.model, prompts, reads, edits=edits, stop=lambda text: "\n" in text.strip(), **how))
 
 
 def _recipe(group: Group, control: bool) -> Recipe | None:

@@ -7,7 +7,7 @@ import typer
 
 from workbench.cli import show
 from workbench.cli.app import Device, Dtype, Json, ModelName, Revision, app, numbers
-from workbench.cli.workers import Address, Cpus, ExecutorName, Gpus, called, threads
+from workbench.cli.workers import Address, Cpus, ExecutorName, Gpus, here_or_there
 from workbench.errors import InputError, unknown
 from workbench.sources import DEFAULT_MODEL
 
@@ -60,7 +60,7 @@ def calibrate(
 
     Example: `workbench calibrate --task category --task recall --examples 40 --held-out 40 --out calibrated.json`
     """
-    from workbench import calibration, models
+    from workbench import calibration
     from workbench.edits import Calibrate, SinkRule
     from workbench.executors import Wanted
     from workbench.labels import HeadLabels
@@ -81,22 +81,9 @@ def calibrate(
     given = None if labels is None else HeadLabels.load(labels)
     show.hush_libraries()
     how = {"asked": asked, "setting": setting, "seeds": tuple(range(random_sets))}
-    if executor != "local":
-        found = called((executor, address, cpus, gpus), Wanted(model, revision, device, dtype), "calibration", calibration.calibrate, [how])[0]
-    else:
-        threads((executor, address, cpus, gpus))
-        loaded = models.load(model, device=device, dtype=dtype, revision=revision, say=show.remark)
-        if given is not None:
-            given.check_model(loaded.card)
-        with show.progress() as progress:
-            found = calibration.calibrate(loaded, **how, progress=progress)
-    files = _written(found, given, out)
-    if as_json:
-        measured, held = (table.to_dict("records") for table in (found.search.table, found.held_out))
-        kept = [str(head) for head in found.search.kept]
-        show.as_json({"kept": kept, "heads": measured, **found.told(), "held_out": held, "provenance": found.provenance, "files": files})
-    else:
-        _show(found, files)
+    chosen, wanted = (executor, address, cpus, gpus), Wanted(model, revision, device, dtype)
+    found = here_or_there(chosen, wanted, "calibration", calibration.calibrate, how, lambda loaded: given and given.check_model(loaded.card))
+    _show(found, _written(found, given, out), as_json)
 
 
 def _written(found: "Calibration", given: "HeadLabels | None", out: Path) -> dict[str, Path]:
@@ -110,8 +97,12 @@ def _written(found: "Calibration", given: "HeadLabels | None", out: Path) -> dic
     }
 
 
-def _show(found: "Calibration", files: dict[str, Path]) -> None:
+def _show(found: "Calibration", files: dict[str, Path], as_json: bool) -> None:
     """Kept heads, the held-out table, the cost."""
+    if as_json:
+        measured, held = (table.to_dict("records") for table in (found.search.table, found.held_out))
+        kept = [str(head) for head in found.search.kept]
+        return show.as_json({"kept": kept, "heads": measured, **found.told(), "held_out": held, "provenance": found.provenance, "files": files})
     columns = ("heads", "task", "n", "accuracy", "difference", "95%", "fixed", "broken", "p")
     table = show.table(*columns, numbers=columns[2:])
     for row in found.held_out.to_dict("records"):
@@ -123,7 +114,7 @@ def _show(found: "Calibration", files: dict[str, Path]) -> None:
     kept = ", ".join(map(str, search.kept)) or "none"
     agreement = search.agreement.get("measured", {})
     spearman = f"; screening and exact effects agree with Spearman {agreement['spearman']:.2f}" if agreement else ""
-    show.result(
+    return show.result(
         f"{found.card.name}: {len(search.table)} of {len(search.candidates)} candidates measured{spearman}",
         f"kept ({len(search.kept)}): {kept}",
         table,

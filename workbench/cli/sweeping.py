@@ -142,7 +142,9 @@ def _plan_page(costs: "pd.DataFrame") -> Any:
     names = [name if name != "hours" else "time" for name in COLUMNS]
     table = show.table(*names, numbers=tuple(names[1:]))
     for row in [*costs.to_dict("records"), {"model": "in all", **costs.drop(columns=["model", "gib"]).sum().to_dict(), "gib": costs["gib"].max()}]:
-        table.add_row(row["model"], f"{row['cells']:,.0f}", f"{row['tasks']:,.0f}", f"{row['tokens']:,.2f}", f"{row['gib']:.1f}", spent(row["hours"] * 3600))
+        table.add_row(
+            row["model"], f"{row['cells']:,.0f}", f"{row['tasks']:,.0f}", f"{row['tokens']:,.2f}", f"{row['gib']:.1f}", spent(float(row["hours"]) * 3600)
+        )
     return table
 
 

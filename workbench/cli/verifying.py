@@ -9,11 +9,12 @@ import typer
 from workbench.cli import show
 from workbench.cli.app import Device, Dtype, Haystack, Json, ModelName, Revision, app, needle_tests, numbers
 from workbench.cli.policy import Combine, Compensation, How, Labels, Scores, Semantics, Sinks, Window, given_sizes, with_scores
-from workbench.cli.workers import Address, Cpus, ExecutorName, Gpus, called, threads
+from workbench.cli.workers import Address, Cpus, ExecutorName, Gpus, called, here_or_there
 from workbench.errors import InputError
 from workbench.sources import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from workbench.executors import Wanted
     from workbench.verification import Setting, Verification
 
 
@@ -60,11 +61,9 @@ def verify(
     """
     from dataclasses import replace
 
-    from workbench import choosing, formats, models
+    from workbench import choosing, formats
     from workbench.executors import Wanted
     from workbench.labels import HeadLabels
-    from workbench.verification import combined, measured, ways
-    from workbench.verification import verify as measure
 
     if out.suffix not in (".csv", ".parquet"):
         raise InputError(f"--out is a .csv or .parquet file, not {out}")
@@ -77,19 +76,19 @@ def verify(
     setting = _setting(budgets, lengths, depths, per_cell, range(seeds), seed, text_tokens, chunk, needles, haystack)
     show.hush_libraries()
     how = {"policy": policy, "rankings": rankings, "setting": setting, "saved": given.policy is not None, "implementation": implementation}
-    if executor != "local":
-        calls = [{**how, "number": number} for number, _ in enumerate(ways(policy, rankings, setting, saved=given.policy is not None))]
-        found = combined(called((executor, address, cpus, gpus), Wanted(model, revision, device, dtype), "policies", measured, calls))
-    else:
-        threads((executor, address, cpus, gpus))
-        loaded = models.load(model, device=device, dtype=dtype, revision=revision, say=show.remark)
-        with show.progress() as progress:
-            found = measure(loaded, **how, progress=progress)
-    files = _written(found, out)
-    if as_json:
-        show.as_json({"table": found.table.to_dict("records"), "provenance": found.provenance, "files": files})
-    else:
-        _shown(found, files)
+    found = _found((executor, address, cpus, gpus), Wanted(model, revision, device, dtype), how)
+    _shown(found, _written(found, out), as_json)
+
+
+def _found(chosen: tuple[str, str | None, int | None, float | None], wanted: "Wanted", how: dict[str, Any]) -> "Verification":
+    """All ways measured: one by one here, or each by a worker."""
+    from workbench.verification import combined, measured, ways
+    from workbench.verification import verify as measure
+
+    if chosen[0] == "local":
+        return here_or_there(chosen, wanted, "policies", measure, how)
+    calls = [{**how, "number": number} for number, _ in enumerate(ways(how["policy"], how["rankings"], how["setting"], saved=how["saved"]))]
+    return combined(called(chosen, wanted, "policies", measured, calls))
 
 
 def _setting(
@@ -122,7 +121,9 @@ def _written(found: "Verification", out: Path) -> dict[str, Path]:
     }
 
 
-def _shown(found: "Verification", files: dict[str, Path]) -> None:
+def _shown(found: "Verification", files: dict[str, Path], as_json: bool) -> None:
+    if as_json:
+        return show.as_json({"table": found.table.to_dict("records"), "provenance": found.provenance, "files": files})
     columns = ("policy", "full heads", "KV", "recall", "kept", "95%", "all words", "perplexity", "agreement")
     table = show.table(*columns, numbers=columns[1:])
     row: dict[str, Any]
@@ -131,4 +132,4 @@ def _shown(found: "Verification", files: dict[str, Path]) -> None:
         interval = f"{row['kept_low']:.0%} – {row['kept_high']:.0%}"
         measured = f"{row['recall']:.3f}", f"{row['kept']:.0%}", interval, f"{row['word_recall']:.3f}", f"{row['perplexity']:.2f}", f"{row['agreement']:.1%}"
         table.add_row(name, str(row["full_heads"]), f"{row['kv_share']:.0%}", *measured)
-    show.result(table, f"{found.provenance['model']}, {len(set(found.tests['test']))} needle tests; table {files['table']}, picture {files['picture']}")
+    return show.result(table, f"{found.provenance['model']}, {len(set(found.tests['test']))} needle tests; table {files['table']}, picture {files['picture']}")

@@ -47,10 +47,30 @@ def called(
     calls: Sequence[dict[str, Any]],
 ) -> list[Any]:
     """What a function of a model gives for each call, by the workers that were chosen (the four options in their order)."""
-    from workbench.sweeping import call_on
+    from workbench.sweeping.tasks import call_on
 
     with workers(*chosen) as executor, show.progress() as progress:
         return call_on(executor, wanted, what, function, calls, progress)
+
+
+def here_or_there(
+    chosen: tuple[str, str | None, int | None, float | None],
+    wanted: "Wanted",
+    what: str,
+    function: Callable[..., Any],
+    arguments: dict[str, Any],
+    check: Callable[[Any], object] = lambda _model: None,
+) -> Any:
+    """What a function of a model gives: by a worker, or in this process, which tells how far it is and looks at the model first."""
+    if chosen[0] != "local":
+        return called(chosen, wanted, what, function, [arguments])[0]
+    from workbench import models
+
+    threads(chosen)
+    model = models.load(wanted.name, device=wanted.device, dtype=wanted.dtype, revision=wanted.revision, say=show.remark)
+    check(model)
+    with show.progress() as progress:
+        return function(model, **arguments, progress=progress)
 
 
 def threads(chosen: tuple[str, str | None, int | None, float | None]) -> None:

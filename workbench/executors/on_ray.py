@@ -5,6 +5,7 @@ go; refuse to go on where one has other versions. 3. A worker that is free takes
 and its task goes to another; a task whose workers died `ATTEMPTS` times is given up, as it may kill them.
 """
 
+import logging
 import os
 import socket
 import time
@@ -112,7 +113,7 @@ class OnRay(Local):
         self._check_room(nodes)
         needs = {"num_cpus": self._needs["CPU"], "num_gpus": self._needs["GPU"]}
         for _ in range(min(wanted, sum(self._room(node) for node in nodes)) - there):
-            actor = ray.remote(Worker).options(**needs, scheduling_strategy="SPREAD").remote(int(self._needs["CPU"]))
+            actor: Any = ray.remote(Worker).options(**needs, scheduling_strategy="SPREAD").remote(int(self._needs["CPU"]))
             self._busy[actor.ready.remote()] = _Hired(actor)
 
     def _assign(self, hired: _Hired) -> None:
@@ -180,7 +181,7 @@ def _connect(address: str | None) -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         _check_there(address)
-        ray.init(address=address or "local", log_to_driver=False, logging_level="error", include_dashboard=False)
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise InputError(f"there is no Ray cluster at {address}: {reason}; begin one with: ray start --head") from error

@@ -152,7 +152,7 @@ def _options(data: Any) -> tuple[str, Options | None]:
         return _PLAIN, None
     _check_keys("prompts", data, ["name", *(one.name for one in fields(Options))])
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name != "name"}
-    given |= {name: Path(given[name]) for name in ("needles", "haystack") if name in given}
+    given |= {name: Path(str(given[name])) for name in ("needles", "haystack") if name in given}
     words = ", ".join(f"{name} {_short(value)}" for name, value in given.items())
     return str(data.get("name") or words or _PLAIN), _made("prompts", Options, given) if given else None
 
@@ -186,7 +186,7 @@ def _head(kind: str, text: Any) -> Head:
         raise InputError(f"{kind}: {error}") from error
 
 
-def _made(what: str, kind: type, data: Any) -> Any:
+def _made(what: str, kind: Any, data: Any) -> Any:
     """An object of plain settings. Raises `InputError` for unknown or missing ones, and for values of a wrong kind."""
     _check_keys(what, data, [one.name for one in fields(kind) if one.init])
     try:

@@ -65,7 +65,7 @@ class _Running:
             self._open[question] = _Open(cell)
             self._executor.submit(Cut(question))
         for outcome in self._executor.outcomes():
-            question = outcome.task.question  # ty: ignore[unresolved-attribute] - all tasks here have one
+            question = outcome.task.question  # ty: ignore[missing-attribute] - all tasks here have one
             one = self._open[question]
             one.seconds += outcome.seconds
             one.attempts = max(one.attempts, outcome.attempts)

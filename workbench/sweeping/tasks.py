@@ -41,10 +41,12 @@ class Cut:
 
     @property
     def wanted(self) -> Wanted:
+        """The question's model."""
         return self.question.wanted
 
     @property
     def what(self) -> str:
+        """What it is, for people."""
         return f"{self.question.label}: prompts"
 
     def run(self, desk: Desk) -> list[tuple[str, bool, int]]:
@@ -63,10 +65,12 @@ class Batch:
 
     @property
     def wanted(self) -> Wanted:
+        """The question's model."""
         return self.question.wanted
 
     @property
     def what(self) -> str:
+        """What it is, for people."""
         name, control, number = self.batch
         return f"{self.question.label}: {name}{' (null)' if control else ''}, batch {number}"
 
@@ -83,10 +87,12 @@ class Answer:
 
     @property
     def wanted(self) -> Wanted:
+        """The question's model."""
         return self.question.wanted
 
     @property
     def what(self) -> str:
+        """What it is, for people."""
         return f"{self.question.label}: scores"
 
     def run(self, desk: Desk) -> HeadScores:
