@@ -11,15 +11,19 @@ from typing import get_args
 import numpy as np
 import pytest
 import typer
+import yaml
 from docs_site import ROOT, WITH_MKDOCS
 from test_docs import commands_of
 from test_probes import documents, held_to, random_patterns, score, values
 from typer.testing import CliRunner
 
 import workbench as wb
+from workbench import measure
+from workbench.batches import Asked
 from workbench.circuits.tasks import TASKS, Item, Pairs, TaskSet
 from workbench.cli import app
 from workbench.edits import Edit
+from workbench.executors import Wanted
 from workbench.formats import FORMATS
 from workbench.heads import Head
 from workbench.labels import HeadLabels, schema
@@ -27,6 +31,7 @@ from workbench.probes import PROBES, _sinks
 from workbench.reads import BLOCK_READS, READS
 from workbench.rules import RULES, rule_text
 from workbench.scores import COLUMNS
+from workbench.sweeping import Cell, Dataset, Sweep
 from workbench.tiny import random_model
 
 pytestmark = WITH_MKDOCS
@@ -270,6 +275,7 @@ def test_every_command_line_of_the_pages_would_be_understood():
     commands = commands_of(typer.main.get_command(app))
     asked = [line for page in WRITTEN for language, content in blocks(read(page)) if language == "sh" for line in content.splitlines()]
     asked += [line for page in WRITTEN for line in re.findall(r"`(workbench [^`]+)`", read(page)) if "NAME" not in line]
+    asked = [re.sub(r"^torchrun --nproc-per-node \d+ -m workbench\.cli ", "workbench ", line) for line in asked]
     lines = [shlex.split(line, comments=True) for line in asked if line.startswith("workbench ")]
     assert len(lines) > 40
     for _, name, *arguments in lines:
@@ -277,7 +283,7 @@ def test_every_command_line_of_the_pages_would_be_understood():
         if arguments:  # a command that is only named may lack what it needs
             commands[words].make_context(" ".join(words), arguments)
     others = {line.split()[0] for line in asked} - {"workbench"}
-    assert others <= {"make", ".", "ssh"}
+    assert others <= {"make", ".", "ssh", "pip"}
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert {line.split()[1] for line in asked if line.startswith("make ")} <= set(targets)
 
@@ -291,8 +297,10 @@ def prepared(tmp_path, monkeypatch):
     pairs = Pairs("ioi", "logit_difference", items, *ids, ((5,),) * 4, ((6,),) * 4)
     for name, label in (("heads.json", "retrieval"), ("calibrated.json", "calibrate")):
         HeadLabels(model.card, {Head(0, 4): (label,)}, {}).save(tmp_path / name)
-    monkeypatch.setattr(wb, "load", lambda name: {"smollm2-135m": model}[name])
+    monkeypatch.setattr(wb, "load", lambda name, **_: {"smollm2-135m": model, "meta-llama/Llama-3.1-8B": model}[name])
     monkeypatch.setattr("workbench.circuits.tasks.prepare", lambda *_: TaskSet("ioi", (pairs,), {}, 0))
+    cell = Cell(Wanted("there"), Asked(("copying",)), "plain", "none", None)
+    Dataset(tmp_path / "sweep").save(cell, measure.score(model, ["copying"]))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -302,7 +310,9 @@ KNOWN = {
     "how-to/circuits.md": lambda names: names["effects"].effect_NLH.shape == (4, 2, 6),
     "how-to/extend.md": lambda names: names["seen"][names["last"]].mean(axis=(0, 3)).shape == (2, 6),
     "how-to/label_my_model.md": lambda names: wb.HeadScores.load("scores.parquet").probes == ("induction",) and names["labels"].provenance["seed"] == 1,
+    "how-to/large_models.md": lambda names: names["seen"][names["Entropy"]()].shape[1:3] == (2, 6),
     "how-to/policies.md": lambda names: names["tokens"].shape[1] == len("The sky is") + 1 + 8,  # bytes, and the one that begins
+    "how-to/sweep.md": lambda names: set(names["table"]["version"]) == {"there"},
 }
 """What is true when the examples of a guide have run."""
 
@@ -314,6 +324,12 @@ def test_the_python_examples_of_the_guides_run(prepared, page):
         if language == "python":
             exec(content, names)
     assert KNOWN[page](names)
+
+
+def test_the_sweep_of_the_guide_is_one():
+    (text,) = [content for language, content in blocks(read("how-to/sweep.md")) if language == "yaml"]
+    sweep = Sweep.parse(yaml.safe_load(text))
+    assert len(list(sweep.cells())) == 2 * 2 * 2 * 3
 
 
 def test_the_lines_of_json_in_the_guides_are_what_the_readers_take(tmp_path):
