@@ -77,7 +77,8 @@ def driver(sweep: Sweep, address: str, out: Path) -> subprocess.Popen:
     models = [part for wanted in sweep.models for part in ("--model", wanted.name)]
     asked = [*models, *(part for probe in PROBES for part in ("--probe", probe)), *(part for seed in sweep.seeds for part in ("--seed", str(seed)))]
     command = [sys.executable, "-m", "workbench.cli", "sweep", *asked, "--executor", "ray", "--address", address, "--out", str(out)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    with out.with_name("driver.log").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
 def workers() -> list[psutil.Process]:
@@ -115,7 +116,9 @@ def disturbed(given: argparse.Namespace, sweep: Sweep, watch: "Watch", folder: P
     process = driver(sweep, cluster.address, folder / "sweep")
     while len(rows) < given.kills:
         time.sleep(rng.uniform(1.0, 4.0))
-        if process.poll() is not None:  # all is done before the kills are: once more from the beginning
+        if process.poll():
+            sys.exit(f"the driver ended with {process.returncode}: {(folder / 'driver.log').read_text()[-600:]}")
+        if process.poll() == 0:  # all is done before the kills are: once more from the beginning
             watch.end()
             shutil.rmtree(folder / "sweep")
             watch = fresh(watch, folder)

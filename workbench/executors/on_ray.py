@@ -28,6 +28,9 @@ except ImportError as missing:
 ATTEMPTS = 4
 """How many workers may die on a task before it is given up."""
 
+UNBORN = 40
+"""How many workers, one after the other, may be killed before they have begun."""
+
 LOOK = 2.0
 """Seconds between two looks at what room the cluster has."""
 
@@ -143,10 +146,10 @@ class OnRay(Local):
         return None
 
     def _not_born(self, error: RayActorError) -> None:
-        """Try again, unless one worker after the other has died before it could begin."""
-        self._unborn += 1
-        if self._unborn >= ATTEMPTS:
-            raise InputError(f"{ATTEMPTS} workers could not begin, the last so: {str(error).strip().splitlines()[-1]}") from error
+        """Try again, unless workers cannot begin: what one raises by itself tells that sooner than that one after the other is killed."""
+        self._unborn += UNBORN // ATTEMPTS if error.actor_init_failed else 1
+        if self._unborn >= UNBORN:
+            raise InputError(f"workers cannot begin, the last of several ended so: {str(error).strip().splitlines()[-1]}") from error
 
     def _died(self, task: Task, error: RayActorError) -> Outcome | None:
         self._deaths[id(task)] += 1
