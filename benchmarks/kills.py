@@ -2,9 +2,10 @@
 
     PYTHONPATH=. python benchmarks/kills.py --kills 50
 
-A driver runs a sweep of small models, as a user would. Every few seconds one of three things is killed without warning: a worker (SIGKILL), a node (its raylet;
-another is added), or the driver (SIGKILL; it is begun again). When the kills are over the sweep runs to its end. Counted at every kill and at the end: files that
-cannot be read or differ from those of a sweep in one process, files that were finished and were written again, files that are missing, rubbish beside them.
+A driver runs a sweep of small models, as a user would. Every few seconds one of three things is killed without warning: a worker (SIGKILL), a node (its
+raylet; another is added), or the driver (SIGKILL; it is begun again). When the kills are over the sweep runs to its end. Counted at every kill and at the
+end: files that cannot be read or differ from those of a sweep in one process, files that were finished and were written again, files that are missing,
+rubbish beside them.
 """
 
 import argparse
