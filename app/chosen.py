@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from workbench.plan import Sketch
 
 UPLOAD = "labels_file"
+CELL = "cell"
 LABELS_MB = 20
 TABLE = ".parquet"
 """The ending of a table of scores, which is labelled by the rules when it is read."""
@@ -150,8 +151,35 @@ def sentence(error: InputError) -> str:
     return f"{first.capitalize()} {rest}" if first.isalpha() and first.islower() else text
 
 
-def _default() -> Path:
+def cells() -> dict[str, Path]:
+    """The tables of the sweep that the dashboard was started with, by what each is; none where it was started with a file. Says so if none is finished."""
+    started = _started()
+    if not started.is_dir():
+        return {}
+    with told():
+        return _cells(str(started), (started / "cells").stat().st_mtime_ns if (started / "cells").is_dir() else 0)
+    raise AssertionError
+
+
+def _started() -> Path:
     return Path(os.environ.get("WORKBENCH_APP_LABELS") or BUNDLED)
+
+
+def _default() -> Path:
+    """The file that the dashboard was started with, or the chosen cell of the sweep that it was started with."""
+    swept = cells()
+    return swept.get(st.session_state.get(CELL) or "", next(iter(swept.values()))) if swept else _started()
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def _cells(root: str, changed: int) -> dict[str, Path]:
+    from workbench.sweeping import Dataset
+
+    del changed  # a part of the cache's key
+    found = Dataset(Path(root)).named()
+    if not found:
+        raise InputError(f"{root} has no finished cell of a sweep; `workbench sweep --out` makes them")
+    return {what: Path(root) / "scores" / f"{cell}.parquet" for what, cell in found.items()}
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)

@@ -1,7 +1,7 @@
 """The dashboard: one page per question. It calls the workbench and shows what comes back."""
 
 import streamlit as st
-from chosen import LABELS_MB, UPLOAD, file_name, labels, refused
+from chosen import CELL, LABELS_MB, UPLOAD, cells, file_name, labels, refused
 
 st.set_page_config(page_title="Attention-head workbench", layout="wide")
 HELP = "A file of `workbench label`, or of `workbench score --out scores.parquet`, which has nulls and intervals too. It stays until the page is reloaded."
@@ -19,6 +19,8 @@ pages = [
 ]
 page = st.navigation(pages, position="top")
 
+if swept := cells():
+    st.selectbox("Cell of the sweep", list(swept), key=CELL, bind="query-params", help="Model, prompts, edits and seed; page Heads compares it with another.")
 shown = labels()
 shape = shown.card.shape
 with st.popover(f"{shown.card.name}: {file_name()}"):

@@ -2,7 +2,7 @@
 
 import downloads
 import streamlit as st
-from chosen import LABELS_MB, parsed, runs, sentence
+from chosen import LABELS_MB, cells, parsed, runs, sentence
 from maps import head_map
 from uploads import uploader
 
@@ -19,7 +19,8 @@ NOTHING = "Give a second labels or scores file, of another model, another run, o
 def second() -> tuple[HeadLabels, str] | None:
     """The other labels and their name; None if none are chosen, or if they cannot be used, which is said."""
     made = {f"{job.asked['title']}: {path.name} ({job.name})": path for job in jobs.find(runs()) if job.state == "done" for path in _files(job)}
-    name = st.selectbox("Computed by a job", [NONE, *made], key="second", bind="query-params") if made else NONE
+    made |= {f"of the sweep: {what}": path for what, path in cells().items()}
+    name = st.selectbox("Computed by a job, or of the sweep", [NONE, *made], key="second", bind="query-params") if made else NONE
     upload = uploader("Second file", [ending[1:] for ending in ENDINGS], "second_file", LABELS_MB)
     try:
         if upload is not None:

@@ -87,6 +87,12 @@ class Dataset:
             made.append(pq.read_table(pa.BufferReader(content), schema=_SCHEMA))
         return pa.concat_tables(made).to_pandas().reset_index(drop=True)
 
+    def named(self) -> dict[str, str]:
+        """The finished cells by what they are: model, prompts, edits and seed in words, in the order of these."""
+        told = self.overview()
+        done = told[told["cell"].isin(self.finished())]
+        return dict(sorted(zip(done["what"], done["cell"], strict=True)))
+
     def overview(self) -> pd.DataFrame:
         """One row per cell that was begun: `cell`, `what`, `state` (done or failed), `error`, `seconds` of work, `batches`, `nodes`."""
         rows = []
