@@ -51,8 +51,8 @@ before it was absent. — : at no checkpoint. `heads` are those at the end.
 
 `attention_sink` is measured on text, `attention_sink_bos` on random tokens behind BOS, where an induction head finds nothing to attend to.
 
-Sigmoid attention has no probabilities: `weights` are what the model uses, each 0–1, rows not normalised; `shares` are these divided by their row's sum.
-A sink that takes the weight of others can show in shares alone; weights near 1 on many keys at once show in weights alone."""
+Sigmoid attention has no probabilities. The first table is of `shares`, its weights divided by their row's sum. The figure and `emergence.csv` also have the
+`weights` themselves, each 0–1 and ½ before the first step; no threshold is meant for them, as a head may give weights near 1 to many keys at once."""
 
 
 def main() -> None:

@@ -122,7 +122,8 @@ def test_weights_and_shares_of_known_sigmoid_attention(grown):
     model.hf.model.layers[0].self_attn.q_proj.weight.zero_()
     table = scored(model).set_index(["reading", "probe"])
     for probe in ("previous_token", "attention_sink", "attention_sink_bos"):
-        assert table.loc[("weights", probe), "score"].tolist() == pytest.approx([0.5, 0.5], abs=1e-6)
+        for column in ("score", "null"):
+            assert table.loc[("weights", probe), column].tolist() == pytest.approx([0.5, 0.5], abs=1e-6)
         assert table.loc[("shares", probe), "score"].tolist() == pytest.approx(table.loc[("shares", probe), "null"].tolist(), abs=1e-6)
 
 
@@ -248,6 +249,13 @@ def test_a_head_must_be_above_its_null():
     assert np.isnan(found.loc["attention_sink", "step"])
 
 
+def test_weights_that_are_not_normalised_label_nobody():
+    table = hand_made().assign(reading="weights")
+    assert onsets(table).empty
+    assert strongest(table)["heads"].sum() == 0
+    assert strongest(table.assign(reading="shares"))["heads"].sum() > 0
+
+
 def test_onsets_of_several_runs_are_apart():
     late = hand_made().assign(run="late", step=lambda table: table["step"] * 2)
     both = onsets(pd.concat([hand_made().assign(run="base"), late]), ["run"]).set_index(["run", "probe"])
@@ -278,7 +286,7 @@ def test_a_sweep_has_every_head_of_every_checkpoint(grown):
 
 def test_the_figure_shows_what_is_in_the_table():
     table = hand_made().assign(run="base", seed=0, text=2.0, first=5.5, second=lambda table: 5 - table["step"] / 10)
-    table = pd.concat([table, table.assign(run="other", reading="shares")])
+    table = pd.concat([table, table.assign(run="other", reading="weights")])
     figure = emergence_figure(table)
     (score_line,) = [trace for trace in figure.data if trace.name == "previous token" and trace.yaxis == "y3"]
     assert list(score_line.x) == [5, 10, 20, 40]
@@ -286,7 +294,7 @@ def test_the_figure_shows_what_is_in_the_table():
     assert [tuple(data) for data in score_line.customdata] == [(0, "L0H1"), (10, "L0H0"), (20, "L0H0"), (40, "L0H0")]
     (second,) = [trace for trace in figure.data if trace.name == "loss on their repetition" and trace.xaxis == "x"]
     assert list(second.y) == [5, 4, 3, 1]
-    assert {trace.line.dash for trace in figure.data if trace.name == "induction, shares of a row"} == {"dot"}
+    assert {trace.line.dash for trace in figure.data if trace.name == "induction, weights not normalised"} == {"dot"}
     names = [trace.name for trace in figure.data if trace.showlegend]
     assert len(names) == len(set(names)) == 9
     assert figure.layout.xaxis.type == "log"
@@ -309,7 +317,7 @@ def test_the_script_does_not_train_what_is_there(tmp_path, monkeypatch, capsys):
     assert "sigmoid-0: Growth" in capsys.readouterr().out
     readme = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert str(tmp_path) not in readme
-    assert "| sigmoid | 0 | weights | attention_sink |" in readme
+    assert "| sigmoid | 0 | shares | attention_sink |" in readme
     script.main()
     assert "Growth" not in capsys.readouterr().out
     assert tables == [path.read_bytes() for path in sorted((tmp_path / "out").glob("*.csv"))]

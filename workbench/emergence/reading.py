@@ -2,6 +2,7 @@
 
 A checkpoint with softmax attention is scored by `score`. One with sigmoid attention has no probabilities: its `weights` are scored as they are used
 (a row may sum to more than 1 or to nearly nothing), and so are its `shares`, each row divided by its sum, which say where a row looks most, however weakly.
+The thresholds of labels are for rows that sum to 1, as do probabilities and shares; no head is labelled by its weights.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from workbench.emergence.onset import BOS_SINK
@@ -51,9 +53,10 @@ def scored(model: HFModel, *, seed: int = 0) -> pd.DataFrame:
         if not isinstance(model, SigmoidModel):
             tables.append(score(model, probes, seed=seed, options=options).table.assign(reading="probabilities"))
             continue
-        for reading, change in (("weights", _same), ("shares", shares)):
-            seen = pattern_scores(model, lambda prompts, change=change: change(model.patterns(prompts)), probes, seed=seed, options=options)
-            tables.append(seen.assign(reading=reading))
+        weights = pattern_scores(model, model.patterns, probes, seed=seed, options=options, null=halves)
+        tables.append(weights.assign(reading="weights"))
+        seen = pattern_scores(model, lambda prompts: shares(model.patterns(prompts)), probes, seed=seed, options=options)
+        tables.append(seen.assign(reading="shares"))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -62,19 +65,30 @@ def shares(weight_BLHQK: Tensor) -> Tensor:
     return weight_BLHQK / weight_BLHQK.sum(-1, keepdim=True).clamp_min(TINY)
 
 
+def halves(prompts: Prompts) -> Tensor:
+    """The weights of a sigmoid head whose queries are 0: ½ of every key that a row sees, as one head of one layer."""
+    return torch.full((prompts.count, 1, 1, prompts.length, prompts.length), 0.5).tril()
+
+
 def pattern_scores(
-    model: HFModel, patterns: Callable[[Prompts], Tensor], probes: Sequence[str | Probe], *, seed: int = 0, options: Options | None = None
+    model: HFModel,
+    patterns: Callable[[Prompts], Tensor],
+    probes: Sequence[str | Probe],
+    *,
+    seed: int = 0,
+    options: Options | None = None,
+    null: Callable[[Prompts], Tensor] | None = None,
 ) -> pd.DataFrame:
     """Scores of probes from the patterns [B, L, H, Q, K] that a function gives for prompts, summarised as `score` does.
 
-    Prompts, controls and seeds are those of `score`; where the null is uniform attention it is a softmax's. Raises `InputError` for a probe that asks for
-    more than patterns.
+    Prompts, controls and seeds are those of `score`. Where the null is uniform attention, it is a softmax's, unless `null` gives patterns for it.
+    Raises `InputError` for a probe that asks for more than patterns.
     """
     rows = []
     for group in plan(probes, options=options):
         if group.recipe is None or any(isinstance(read, NextToken) for read in group.reads):
             raise InputError(f"{group.name}: not a probe of patterns alone")
-        samples, nulls = _samples(model, patterns, group, group.recipe, seed), _nulls(model, patterns, group, seed)
+        samples, nulls = _samples(model, patterns, group, group.recipe, seed), _nulls(model, patterns, null, group, seed)
         for member in group.probes:
             null_LH = np.broadcast_to(nulls[member.name].mean(axis=0), samples[member.name].shape[1:])
             rows.append(summarise(member.name, model.card, samples[member.name], null_LH, seed))
@@ -93,10 +107,6 @@ def swept(kept: Iterable[tuple[int, Path]], growth: Growth, *, device: str = "au
     return pd.concat(tables, ignore_index=True)[COLUMNS]
 
 
-def _same(weight_BLHQK: Tensor) -> Tensor:
-    return weight_BLHQK
-
-
 def _samples(model: HFModel, patterns: Callable[[Prompts], Tensor], group: Group, recipe: Recipe, seed: int) -> dict[str, np.ndarray]:
     """The scores [N, L, H] of each probe of a group on the prompts of a recipe."""
     reads: list[Any] = list(group.reads)
@@ -104,10 +114,13 @@ def _samples(model: HFModel, patterns: Callable[[Prompts], Tensor], group: Group
     return {member.name: np.concatenate([member.score(capture).astype(float) for capture in seen]) for member in group.probes}
 
 
-def _nulls(model: HFModel, patterns: Callable[[Prompts], Tensor], group: Group, seed: int) -> dict[str, np.ndarray]:
+def _nulls(model: HFModel, patterns: Callable[[Prompts], Tensor], null: Callable[[Prompts], Tensor] | None, group: Group, seed: int) -> dict[str, np.ndarray]:
+    """The scores of each probe on the control of a group, or of attention that is alike for all keys."""
     assert group.recipe is not None
     if (control := group.recipe.control()) is not None:
         return _samples(model, patterns, group, control, seed + 1)
+    if null is not None:
+        return _samples(model, null, group, group.recipe, seed)
     reads: list[Any] = list(group.reads)
     flat = uniform(model.card, group.recipe.build(model, seed)[0].only(0), reads)
     return {member.name: member.score(flat).astype(float) for member in group.probes}

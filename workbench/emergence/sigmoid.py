@@ -11,7 +11,7 @@ from typing import Any, NoReturn, no_type_check
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.masking_utils import sdpa_mask
 
 from workbench.errors import InputError
@@ -101,7 +101,7 @@ def opened(folder: Path, device: str = "auto") -> SigmoidModel:
         if config.to_dict()["model_type"] != SigmoidConfig.model_type or '"llama_sigmoid"' not in (folder / "config.json").read_text(encoding="utf-8"):
             raise InputError(f"{folder} has softmax attention; workbench.load opens it")
         hf = SigmoidLlama.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot open {folder}: {str(error).strip().partition(chr(10))[0]}") from error
     return SigmoidModel(folder.name, str(folder), hf.to(choose_device(device)), tokenizer)

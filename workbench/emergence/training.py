@@ -78,7 +78,7 @@ class Growth:
 
     def model(self) -> HFModel:
         """The model before the first step; the same seed gives the same weights."""
-        sizes = {
+        sizes: dict[str, Any] = {
             "vocab_size": VOCABULARY,
             "hidden_size": self.width,
             "num_hidden_layers": self.layers,

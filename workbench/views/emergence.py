@@ -1,12 +1,13 @@
 """When do heads appear while a model is trained? Losses, the strongest head of each kind, and how many there are, over steps; one column per run."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from workbench.emergence.onset import THRESHOLDS, checked, strongest
+from workbench.emergence.onset import THRESHOLDS, UNNORMALISED, checked, strongest
 
 LOSSES = {
     "text": ("loss on held-out text", "#0b62a4", "solid"),
@@ -23,7 +24,7 @@ KINDS = {
 }
 """Name, colour and mark of each kind of head."""
 
-READINGS = {"probabilities": ("solid", ""), "weights": ("solid", ""), "shares": ("dot", ", shares of a row")}
+READINGS = {"probabilities": ("solid", ""), "shares": ("solid", ""), "weights": ("dot", ", weights not normalised")}
 """How each reading of the attention is drawn, and what its name adds."""
 
 ROWS = ("loss, nats per token", "score of the strongest head", "heads above the threshold")
@@ -32,7 +33,8 @@ ROWS = ("loss, nats per token", "score of the strongest head", "heads above the 
 def emergence_figure(table: pd.DataFrame, run: str = "run", seed: str = "seed") -> go.Figure:
     """A table of checkpoints (`emergence.swept`, with columns that name the run and its seed) as a picture: one column per run, a line per seed.
 
-    Steps are logarithmic; step 0, which has no logarithm, stands at the left edge. Dashed lines are the thresholds.
+    Steps are logarithmic; step 0, which has no logarithm, stands at the left edge. Dashed lines are the thresholds,
+    which are for rows that sum to 1; no head is counted by weights that are not normalised.
     """
     checked(table, [run, seed, "reading"])
     names, left = list(dict.fromkeys(table[run])), _left(table)
@@ -77,10 +79,12 @@ def _traces(rows: pd.DataFrame, seed: str, left: float) -> Iterator[tuple[int, g
             words, colour, mark = KINDS[probe]
             dash, more = READINGS[reading]
             which = [f"L{layer}H{index}" for layer, index in zip(head["layer"], head["head"], strict=True)]
-            look = {"mode": "lines+markers", "line": {"color": colour, "dash": dash}, "marker": {"symbol": mark, "size": 5, "color": colour}}
+            look: dict[str, Any] = {"mode": "lines+markers", "line": {"color": colour, "dash": dash}, "marker": {"symbol": mark, "size": 5, "color": colour}}
             look |= {"name": words + more, "legendgroup": words + more, "x": head["step"].clip(lower=left)}
             data = list(zip(head["step"], which, strict=True))
             told = f"step %{{customdata[0]}}, seed {number}: %{{y:.3f}} at %{{customdata[1]}}"
             yield 2, go.Scatter(y=head["score"], customdata=data, hovertemplate=told, **look)
+            if reading == UNNORMALISED:
+                continue
             look["line"] = {**look["line"], "shape": "hv"}
             yield 3, go.Scatter(y=head["heads"], customdata=data, hovertemplate=f"step %{{customdata[0]}}, seed {number}: %{{y}} heads", **look)
