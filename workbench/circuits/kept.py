@@ -34,7 +34,9 @@ def read(path: str | Path, schema: str) -> tuple[ModelCard, dict[str, Any]]:
 
 def listed(array: np.ndarray) -> list[Any]:
     """Numbers as lists; None where there is none, as JSON knows no NaN."""
-    return np.where(np.isfinite(array), array.astype(object), None).tolist()
+    kept = array.astype(object)
+    kept[~np.isfinite(array)] = None
+    return kept.tolist()
 
 
 def numbers(lists: list[Any]) -> np.ndarray:

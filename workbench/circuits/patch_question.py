@@ -105,8 +105,8 @@ class Patched:
         """Read what `save` wrote. Raises `InputError` for a file that is missing or is something else."""
         card, data = kept.read(path, SCHEMA)
         told = data["effects"]
-        arrays = (kept.numbers(told[name]) for name in ("effect_NLH", "base_N", "other_N"))
-        return cls(PatchQuestion(**data["question"]), card, Effects(*arrays, told["group"], told["facts"]), data["dropped"])
+        effect_NLH, base_N, other_N = (kept.numbers(told[name]) for name in ("effect_NLH", "base_N", "other_N"))
+        return cls(PatchQuestion(**data["question"]), card, Effects(effect_NLH, base_N, other_N, told["group"], told["facts"]), data["dropped"])
 
 
 def patched(model: HFModel, question: PatchQuestion, progress: Callable[[int, int], None] = lambda *_: None) -> Patched:

@@ -52,7 +52,7 @@ class Pruned:
         told = data["sides"]
         sides = Sides(*(kept.numbers(told["scores"][side]).astype(float) for side in SCORES), told["found"], told["provenance"])
         curves = {side: pd.DataFrame(rows) for side, rows in data["curves"].items()}
-        items = tuple(Item(**{**item, "right": tuple(item["right"]), "wrong": tuple(item["wrong"])}) for item in data["items"])
+        items = tuple(Item(**(item | {name: tuple(item[name]) for name in ("right", "wrong")})) for item in data["items"])
         return cls(card, data["relation"], items, data["origin"], sides, data["now"], curves)
 
 
