@@ -56,7 +56,7 @@ def written(*cells):
 
 
 def test_the_story_is_whole():
-    assert [path.name[:3] for path in FILES] == [f"{number:02d}_" for number in range(1, 8)]
+    assert [path.name[:3] for path in FILES] == [f"{number:02d}_" for number in range(1, 9)]
 
 
 @each_notebook
