@@ -90,7 +90,10 @@ class OnRay(Local):
             self._hire()
             while self._free and self._waiting:
                 self._assign(self._free.pop())
-            done, _ = ray.wait(list(self._busy), timeout=LOOK) if self._busy else time.sleep(LOOK) or ([], [])
+            if not self._busy:
+                time.sleep(LOOK)  # no node has room; one may come
+                continue
+            done, _ = ray.wait(list(self._busy), timeout=LOOK)
             for reference in done:
                 outcome = self._heard(reference)
                 if outcome is not None:
