@@ -10,7 +10,6 @@ rubbish beside them.
 
 import argparse
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import psutil
 from report import write_report
@@ -111,7 +111,7 @@ def disturbed(given: argparse.Namespace, sweep: Sweep, watch: "Watch", folder: P
     """Run the sweep and kill; every kill, what was wrong, the seconds, and how the last driver ended."""
     from ray.cluster_utils import Cluster
 
-    rng = random.Random(given.seed)  # noqa: S311 - which is killed next is no secret
+    rng = np.random.default_rng(given.seed)
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     node, begin, rows = cluster.add_node(**NODE), time.perf_counter(), []
     process = driver(sweep, cluster.address, folder / "sweep")
@@ -125,11 +125,11 @@ def disturbed(given: argparse.Namespace, sweep: Sweep, watch: "Watch", folder: P
             watch = fresh(watch, folder)
             process = driver(sweep, cluster.address, folder / "sweep")
             continue
-        kind, alive = rng.choice(KINDS), workers()
+        kind, alive = str(rng.choice(KINDS)), workers()
         if kind == "worker" and not alive:
             continue
         if kind == "worker":
-            rng.choice(alive).kill()
+            alive[rng.integers(len(alive))].kill()
         elif kind == "node":
             cluster.remove_node(node, allow_graceful=False)
             node = cluster.add_node(**NODE)

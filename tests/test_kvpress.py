@@ -23,7 +23,7 @@ def duo_attention_press(monkeypatch):
     try:
         place = distribution("kvpress").locate_file("kvpress")
     except PackageNotFoundError:
-        pytest.skip("kvpress is not installed (pip install --no-deps kvpress)")
+        pytest.skip("its loader is what is tested, and it is not installed: pip install --no-deps kvpress, as the Makefile does")
     for name, path in {"kvpress": place, "kvpress.presses": place / "presses"}.items():
         package = ModuleType(name)
         package.__path__ = [str(path)]

@@ -134,7 +134,7 @@ def test_a_plan_that_cannot_be_made_says_why(pairs, words, said):
     assert said in run.stderr
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what is said where there is no GPU")
 def test_without_a_gpu_the_plan_asks_for_one_to_imagine(pairs):
     run = CliRunner().invoke(app, ["plan", "--model", str(pairs["llama"][0].origin), "--device-map", "auto"])
     assert run.exit_code == 2
@@ -147,12 +147,12 @@ def test_other_workers_load_their_own_models(pairs):
     assert "with --executor ray each task loads its own" in run.stderr
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="layers are put on a GPU, and this machine has none")
 @pytest.mark.parametrize("second", ["cpu", 1])
 def test_layers_on_a_gpu_and_elsewhere_are_one_model(pairs, second):
     """The first layer on the first GPU; the second offloaded from it, or on the second GPU."""
     if second == 1 and torch.cuda.device_count() < 2:
-        pytest.skip("needs two GPUs")
+        pytest.skip("the second layer is put on a second GPU, and this machine has one")
     folder = str(pairs["llama"][0].origin)
     ends = {"model.norm": second, "lm_head": second} if second == 1 else {"model.norm": 0, "lm_head": 0}
     places = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.layers.0": 0, "model.layers.1": second, **ends}

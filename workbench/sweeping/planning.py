@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pandas as pd
+import torch
 
 from workbench.models import choose_device, choose_dtype
 from workbench.plan import Estimate, Pass, estimate, passes_of, size_of, sketch
@@ -28,9 +29,8 @@ def planned(sweep: Sweep, finished: set[str], device: str | None = None, say: Ca
     rows = []
     for wanted in sweep.models:
         cells = [cell for cell in sweep.cells() if cell.wanted == wanted and cell.fingerprint not in finished]
-        place = choose_device(wanted.device) if device is None else None
-        kind = place.type if place is not None else str(device)
-        precision = choose_dtype(wanted.dtype, place or choose_device("cpu")).itemsize if wanted.dtype != "auto" or place is not None else 2
+        kind = choose_device(wanted.device).type if device is None else device
+        precision = choose_dtype(wanted.dtype, torch.device(kind)).itemsize
         sketched = sketch(locate(wanted.name, revision=wanted.revision, say=say))
         size, tasks, seconds, tokens, memory = size_of(sketched), 0, 0.0, 0, 0.0
         known: dict[str, tuple[list[Pass], Estimate]] = {}

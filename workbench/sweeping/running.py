@@ -7,7 +7,7 @@ from workbench.executors import Executor, Outcome
 from workbench.measure import Progress
 from workbench.sweeping.asking import Cell, Sweep
 from workbench.sweeping.dataset import Dataset
-from workbench.sweeping.tasks import PATIENCE, Answer, Batch, Cut, Question
+from workbench.sweeping.tasks import PATIENCE, Answer, Batch, Cut, OfQuestion, Question
 
 
 @dataclass
@@ -65,7 +65,8 @@ class _Running:
             self._open[question] = _Open(cell)
             self._executor.submit(Cut(question))
         for outcome in self._executor.outcomes():
-            question = outcome.task.question  # ty: ignore[missing-attribute] - all tasks here have one
+            assert isinstance(outcome.task, OfQuestion)
+            question = outcome.task.question
             one = self._open[question]
             one.seconds += outcome.seconds
             one.attempts = max(one.attempts, outcome.attempts)

@@ -34,8 +34,8 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Cut:
-    """Say which batches a question has: the names of groups of probes, whether they are of its null, and numbers."""
+class OfQuestion:
+    """What the tasks of a question have in common."""
 
     question: Question
 
@@ -43,6 +43,11 @@ class Cut:
     def wanted(self) -> Wanted:
         """The question's model."""
         return self.question.wanted
+
+
+@dataclass(frozen=True)
+class Cut(OfQuestion):
+    """Say which batches a question has: the names of groups of probes, whether they are of its null, and numbers."""
 
     @property
     def what(self) -> str:
@@ -57,16 +62,10 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(OfQuestion):
     """Measure one batch, and keep it; nothing is done if it is there."""
 
-    question: Question
     batch: tuple[str, bool, int]
-
-    @property
-    def wanted(self) -> Wanted:
-        """The question's model."""
-        return self.question.wanted
 
     @property
     def what(self) -> str:
@@ -80,15 +79,8 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(OfQuestion):
     """Put the scores together; a batch that is missing is measured."""
-
-    question: Question
-
-    @property
-    def wanted(self) -> Wanted:
-        """The question's model."""
-        return self.question.wanted
 
     @property
     def what(self) -> str:

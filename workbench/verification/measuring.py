@@ -37,6 +37,20 @@ class Measured:
     facts: dict[str, Any]
 
 
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What every way reads: the needle tests, the tokens of the text [1, T], and a hash of the text they are from."""
+
+    tests: list[Prompts]
+    text_1T: Tensor
+    haystack: str
+
+    @classmethod
+    def of(cls, model: HFModel, setting: Setting) -> "Given":
+        """What a setting means for a model. Raises `InputError` for tests or a text that cannot be made."""
+        return cls(setting.tests.build(model, setting.seed), *_text(model, setting))
+
+
 def measured(
     model: HFModel,
     policy: HeadPolicy,
@@ -46,18 +60,18 @@ def measured(
     *,
     saved: bool = False,
     implementation: str = "auto",
-    tests: list[Prompts] | None = None,
+    given: Given | None = None,
 ) -> Measured:
-    """Measure one way, by its number in `ways`. `tests` are the setting's, if they have been built before. Raises `InputError` as `verify` does."""
+    """Measure one way, by its number in `ways`. `given` is what the setting reads, if it has been made before. Raises `InputError` as `verify` does."""
     policy = checked(model, policy, setting)
-    tests = setting.tests.build(model, setting.seed) if tests is None else tests
-    text, digest = _text(model, setting)
+    given = given or Given.of(model, setting)
+    tests, text = given.tests, given.text_1T
     way = list(ways(policy, rankings, setting, saved=saved))[number]
     answers, ran = _answers(model, way, tests, setting, implementation)
     nll, choice = _read(model, way.policy(text.shape[1]), text, implementation, setting.chunk or PIECE)
     shown = {"policy": way.name, "budget": way.budget, "seed": way.seed, "full_heads": int(way.policy(0).full_LG[policy.layers].sum())}
     share = float(np.mean([way.policy(test.length).share(test.length) for test in tests]))
-    place = {"device": model.device.type, "dtype": str(model.dtype).removeprefix("torch."), **ran, "haystack": digest}
+    place = {"device": model.device.type, "dtype": str(model.dtype).removeprefix("torch."), **ran, "haystack": given.haystack}
     sizes = {name: getattr(policy, name) for name in ("sinks", "window", "semantics", "compensation")}
     return Measured(shown, answers, share, nll, choice, {"model": model.name, "fingerprint": model.fingerprint, **sizes, **place})
 

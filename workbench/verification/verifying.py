@@ -11,7 +11,7 @@ from workbench.errors import InputError
 from workbench.models import HFModel
 from workbench.policies import HeadPolicy
 from workbench.scores import bootstrap_interval
-from workbench.verification.measuring import Measured, checked, measured
+from workbench.verification.measuring import Given, Measured, checked, measured
 from workbench.verification.ways import Setting, ways
 
 
@@ -57,11 +57,12 @@ def verify(
     """
     setting = setting or Setting()
     every = list(ways(checked(model, policy, setting), rankings, setting, saved=saved))
-    tests, found = setting.tests.build(model, setting.seed), []
+    given, found = Given.of(model, setting), []
     for number, way in enumerate(every):
         progress(f"{way.name} {way.budget:.0%}", number, len(every))
-        found.append(measured(model, policy, rankings, setting, number, saved=saved, implementation=implementation, tests=tests))
-        combined(found[:1])  # which says at once if the full model answers nothing
+        found.append(measured(model, policy, rankings, setting, number, saved=saved, implementation=implementation, given=given))
+        if not number:
+            combined(found)  # which says at once if the full model answers nothing
     progress("done", len(every), len(every))
     return combined(found)
 
