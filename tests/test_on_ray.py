@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import ray
@@ -17,12 +18,17 @@ import torch
 from ray.cluster_utils import Cluster
 
 import workbench
+from workbench import choosing
+from workbench.cli.workers import called
 from workbench.errors import InputError
 from workbench.executors import Wanted, executor, on_ray
 from workbench.executors.on_ray import ATTEMPTS, OnRay
+from workbench.models import load
+from workbench.needles import NeedleTests
 from workbench.runs import versions
 from workbench.sweeping import Dataset, Sweep, run
 from workbench.tiny import random_model
+from workbench.verification import Setting, measured, ways
 
 pytestmark = pytest.mark.slow
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
@@ -222,6 +228,30 @@ def test_workers_that_cannot_begin_are_told(chosen, tmp_path, monkeypatch):
     chosen.submit(Act(0, str(tmp_path)))
     with pytest.raises(InputError, match=r"workers cannot begin, the last of several ended so: ModuleNotFoundError: No module named 'workbench'"):
         list(chosen.outcomes())
+
+
+def numbered(model, number):
+    return number, model.fingerprint
+
+
+def test_calls_of_a_function_come_back_in_their_order(cluster, folders):
+    found = called(("ray", cluster.address, None, None), Wanted(folders[1]), "calls", numbered, [{"number": number} for number in range(5)])
+    assert found == [(number, load(folders[1]).fingerprint) for number in range(5)]
+
+
+def test_ways_of_a_verification_are_measured_alike_on_a_worker(cluster, folders):
+    model = load(folders[0])
+    setting = Setting(NeedleTests(lengths_=(600,), depths=(0.5,), per_cell=1, teacher_forced=False), (0.5,), (0,), text_tokens=64, answer_tokens=3)
+    ranking = {"mine": np.arange(4.0).reshape(2, 2)}
+    how = {"policy": choosing.uniform(model.card, sinks=2, window=5), "rankings": ranking, "setting": setting}
+    count = len(list(ways(how["policy"], ranking, setting, saved=False)))
+    there = called(("ray", cluster.address, None, None), Wanted(folders[0]), "policies", measured, [{**how, "number": number} for number in range(count)])
+    assert count == 4
+    for number, one in enumerate(there):
+        here = measured(model, number=number, **how)
+        assert (one.shown, one.answers, one.kv_share, one.facts) == (here.shown, here.answers, here.kv_share, here.facts)
+        assert one.nll == pytest.approx(here.nll, rel=1e-6)
+        np.testing.assert_array_equal(one.choice, here.choice)
 
 
 @pytest.mark.parametrize(("address", "reason"), [("127.0.0.1:1", "Connection refused"), ("here", ""), ("a:b", "an address is auto, or host:port")])
