@@ -39,3 +39,18 @@ def tiny_llama():
     from workbench.tiny import random_model
 
     return random_model("llama")
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Two random models of one shape, in folders from which they are loaded."""
+    from workbench.tiny import random_model
+
+    made = []
+    for seed in (1, 2):
+        folder = tmp_path_factory.mktemp(f"model{seed}")
+        model = random_model("llama", seed=seed)
+        model.hf.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
+        made.append(str(folder))
+    return made

@@ -38,6 +38,18 @@ def tiny(tmp_path, monkeypatch):
     return model
 
 
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A runs folder, without jobs that go on in the end."""
+    from workbench import jobs
+
+    folder = tmp_path / "runs"
+    monkeypatch.setenv("WORKBENCH_RUNS", str(folder))
+    yield folder
+    for left in jobs.find(folder):
+        left.cancel()
+
+
 def opened(page=None, **query):
     """The dashboard at an address: a page's file in `app/` (Heads by default) and its query; it must not raise."""
     import streamlit.testing.v1

@@ -45,16 +45,6 @@ def started_with(model, tmp_path, monkeypatch, scores=None):
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
-    """A runs folder, without jobs that go on in the end."""
-    folder = tmp_path / "runs"
-    monkeypatch.setenv("WORKBENCH_RUNS", str(folder))
-    yield folder
-    for left in jobs.find(folder):
-        left.cancel()
-
-
-@pytest.fixture
 def compiled(root, tmp_path, monkeypatch):
     """The compiled IOI model, attention hard, with a task of its words; its jobs have both too."""
     started_with(ioi_model(20), tmp_path, monkeypatch)

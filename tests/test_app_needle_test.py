@@ -37,16 +37,6 @@ with jobs.running():
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
-    """A runs folder."""
-    folder = tmp_path / "runs"
-    monkeypatch.setenv("WORKBENCH_RUNS", str(folder))
-    yield folder
-    for left in jobs.find(folder):
-        left.cancel()
-
-
-@pytest.fixture
 def stand_in(tmp_path, monkeypatch):
     """A program that runs in place of `workbench needle`, and ends when there is a file `jobs/go`."""
     program = tmp_path / "program.py"

@@ -27,7 +27,6 @@ from workbench.models import load
 from workbench.needles import NeedleTests
 from workbench.runs import versions
 from workbench.sweeping import Dataset, Sweep, run
-from workbench.tiny import random_model
 from workbench.verification import Setting, measured, ways
 
 pytestmark = pytest.mark.slow
@@ -55,19 +54,6 @@ def cluster():
 def chosen(cluster):
     with closing(OnRay(cluster.address)) as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Two small models in folders."""
-    made = []
-    for seed in (1, 2):
-        folder = tmp_path_factory.mktemp(f"model{seed}")
-        model = random_model("llama", seed=seed)
-        model.hf.save_pretrained(folder)
-        model.tokenizer.save_pretrained(folder)
-        made.append(str(folder))
-    return made
 
 
 @pytest.fixture(scope="module")

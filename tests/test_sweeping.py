@@ -23,22 +23,8 @@ from workbench.options import Options
 from workbench.scores import COLUMNS
 from workbench.sweeping import Dataset, Sweep, compare, planned, run, score_on
 from workbench.sweeping.dataset import COLUMNS as DATASET_COLUMNS
-from workbench.tiny import random_model
 
 PROBES = ("previous_token", "copying")
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Two models in folders, of one shape."""
-    made = []
-    for seed in (1, 2):
-        folder = tmp_path_factory.mktemp(f"model{seed}")
-        model = random_model("llama", seed=seed)
-        model.hf.save_pretrained(folder)
-        model.tokenizer.save_pretrained(folder)
-        made.append(str(folder))
-    return made
 
 
 def swept(sweep, root, **how):
