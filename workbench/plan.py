@@ -4,12 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from workbench.errors import InputError
 from workbench.groups import Group, plan
 from workbench.heads import Shape
-from workbench.models import HFModel, choose_device, choose_dtype
+from workbench.loading import choose_device, choose_dtype, empty
+from workbench.models import HFModel
 from workbench.needles import NeedleTests
 from workbench.ops.blocked import ELEMENTS
 from workbench.recall.measuring import Setting
@@ -149,14 +150,11 @@ def of_recall(model: HFModel, setting: Setting) -> Estimate:
 
 def sketch(source: Source) -> Sketch:
     """Read a model's configuration and tokenizer, no weights. Raises `InputError` where they cannot be read."""
-    options = {"revision": source.revision, "trust_remote_code": False}
+    hf = empty(source)
     try:
-        config = AutoConfig.from_pretrained(source.location, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
-        with torch.device("meta"):
-            hf = AutoModelForCausalLM.from_config(config)
-    except Exception as error:  # readers of configurations and tokenizers raise what they like on broken files
-        raise InputError(f"cannot read the configuration of {source.origin}: {type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+        tokenizer = AutoTokenizer.from_pretrained(source.location, revision=source.revision, trust_remote_code=False)
+    except Exception as error:  # readers of tokenizers raise what they like on broken files
+        raise InputError(f"cannot read the tokenizer of {source.origin}: {type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
     return Sketch(source.name, source.origin, hf, tokenizer, source.revision)
 
 
