@@ -118,7 +118,7 @@ def devices(given: argparse.Namespace) -> None:
         there = int(ray.cluster_resources().get("GPU", 0)) if not given.tiny else 2
         options = {f"length {given.length}": {"length": given.length}}
         seeds = list(range(given.tasks))
-        asked = {"models": [str(model)], "probes": ["previous_token"], "prompts": list(options.values()), "seeds": seeds}
+        asked = {"models": [str(model)], "probes": given.probes, "prompts": list(options.values()), "seeds": seeds}
         sweep, rows, tables = Sweep.parse(asked), [], []
         for round_ in range(given.rounds):
             for count in sorted({1, there}):
@@ -154,9 +154,9 @@ def devices(given: argparse.Namespace) -> None:
     middle = table.groupby("devices", as_index=False).median().drop(columns="round")
     middle["×"] = middle["tasks per minute"] / middle["tasks per minute"].iloc[0]
     middle["target"] = ["" if row["devices"] == 1 else f"{row['×']:.2f} ≥ {GAIN}: {'met' if row['×'] >= GAIN else 'missed'}" for _, row in middle.iterrows()]
-    remarks = [
-        f"{given.tasks} seeds of `previous_token` and its null at {given.length} tokens, from before the workers begin to the last score; all scores equal."
-    ]
+    probes = ", ".join(f"`{probe}`" for probe in given.probes)
+    remark = f"{given.tasks} seeds of {probes} at {given.length} tokens, from before the workers begin to the last score; all scores equal."
+    remarks = [f"{remark} Medians of {given.rounds} rounds."]
     write_report(given.out / f"scale_devices_{given.name}", "What more devices bring to a sweep", remarks, middle, table)
 
 
@@ -199,6 +199,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="CPUs of this machine, for `cost`")
     parser.add_argument("--cells", type=int, default=10_000)
     parser.add_argument("--length", type=int, default=8192)
+    parser.add_argument("--probes", nargs="+", default=["previous_token"], help="what a task of `devices` asks")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tiny", action="store_true", help="devices are CPUs, the model is tiny: says nothing about speed")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
