@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from workbench import measure, storage
+from workbench.batches import Work
 from workbench.cli import app
 from workbench.edits import Ablate, Calibrate, SinkRule, Stream
 from workbench.errors import InputError
@@ -174,6 +175,23 @@ def test_a_model_that_fails_stops_nothing_else_and_is_tried_again(folders, tmp_p
     load(folders[1]).tokenizer.save_pretrained(tmp_path / "none")
     again = swept(sweep, tmp_path / "out")
     assert (again.found, again.made, again.failed) == (1, 1, {})
+
+
+def test_the_batches_of_a_cell_that_has_failed_are_not_tried(folders, tmp_path, monkeypatch):
+    tried, real = [], Work._measured
+
+    def measured(self, *batch):
+        tried.append(batch)
+        if len(tried) == 2:
+            raise InputError("out of memory")
+        return real(self, *batch)
+
+    monkeypatch.setattr(Work, "_measured", measured)
+    done = swept(Sweep((Wanted(folders[0]),), ("previous_token", "induction"), seeds=(0, 1)), tmp_path)
+    assert (done.made, list(done.failed.values())) == (1, ["out of memory"])
+    count = Dataset(tmp_path).overview().set_index("state")["batches"]
+    assert len(tried) == 2 + count["done"]
+    assert count["failed"] == count["done"] > 2
 
 
 def test_a_full_storage_is_told_and_what_is_finished_stays(folders, tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """How are tasks run in this process? One after the other; those of the model that is loaded come before those of another."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from workbench.errors import InputError
 from workbench.executors.task import Desk, Outcome, Task, Wanted, spend
@@ -31,8 +31,14 @@ class Local:
         else:
             self._waiting.extend(tasks)
 
+    def drop(self, useless: Callable[[Task], bool]) -> int:
+        """Forget the tasks of a kind that nobody has begun; how many there were."""
+        before = len(self._waiting)
+        self._waiting = deque(task for task in self._waiting if not useless(task))
+        return before - len(self._waiting)
+
     def outcomes(self) -> Iterator[Outcome]:
-        """What became of every task, as they end; tasks may be submitted meanwhile."""
+        """What became of every task, as they end; tasks may be submitted, or dropped, meanwhile."""
         while self._waiting:
             task = self._next(self._desk.wanted, {self._desk.wanted})
             yield Outcome(task, **spend(task, self._desk, self._cpus))

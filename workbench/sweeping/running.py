@@ -79,6 +79,7 @@ class _Running:
         """Go on with a cell after one of its tasks; whether the cell has ended."""
         if outcome.error:
             one.error, one.details = one.error or outcome.error, one.details or outcome.details
+            one.left -= self._executor.drop(lambda task: isinstance(task, Batch) and task.question is question)
         if isinstance(outcome.task, Cut) and not one.error:
             one.left = one.batches = len(outcome.value)
             self._executor.submit(*(Batch(question, batch) for batch in outcome.value), first=True)
