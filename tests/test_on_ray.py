@@ -142,12 +142,34 @@ def test_a_node_that_goes_takes_no_task_with_it(cluster, tmp_path):
 
 def test_what_the_cluster_cannot_do_is_refused(cluster):
     for given, said in (
-        ({"gpus": 1.0}, r"a task takes 1 CPUs, 1 GPUs, and no node of the cluster has that: at most 1 CPUs and 0 GPUs"),
+        ({"gpus": 1.0}, r"a task takes 1 CPU, 1 GPU, and no node of the cluster has that: at most 1 CPUs and 0 GPUs"),
         ({"cpus": 3}, r"a task takes 3 CPUs, and no node"),
         ({"gpus": -1.0}, r"--gpus-per-task is 0 or more, got -1"),
     ):
         with pytest.raises(InputError, match=said):
             executor("ray", cluster.address, **given)
+
+
+def test_a_cluster_that_others_hold_is_said_and_waited_for(cluster, tmp_path, monkeypatch):
+    @ray.remote(num_cpus=1)
+    class Held:
+        def there(self):
+            return True
+
+    monkeypatch.setattr(on_ray, "QUIET", (3.0, 600.0))
+    others = [Held.options(scheduling_strategy="SPREAD").remote() for _ in range(2)]
+    ray.get([one.there.remote() for one in others])
+    said = []
+
+    def say(text):
+        said.append(text)
+        ray.kill(others[0])
+
+    with closing(executor("ray", cluster.address, say=say)) as chosen:
+        chosen.submit(Act(0, str(tmp_path)), Act(1, str(tmp_path)))
+        assert [one.value[0] for one in chosen.outcomes()] == [0, 1]
+    ray.kill(others[1])
+    assert said == ["no worker has begun yet, each takes 1 CPU; free are 0 of 2 CPUs, the rest is held by others or by workers that are beginning"]
 
 
 def sweeping(cluster, sweep, out, **environment):

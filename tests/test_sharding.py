@@ -206,6 +206,15 @@ def test_the_command_line_writes_and_prints_once_and_the_same(found, tmp_path, t
         np.testing.assert_allclose(two.scores[name], score_LH, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("command", [["label", "--model", "none"], ["circuit", "tasks"], ["sweep", "--model", "none"]])
+def test_several_processes_that_would_all_do_the_same_are_refused(command):
+    started = {"TORCHELASTIC_RUN_ID": "none", "RANK": "1", "WORLD_SIZE": "2"}
+    said = subprocess.run([sys.executable, "-m", "workbench.cli", *command], capture_output=True, text=True, env=os.environ | started, check=False)
+    assert said.returncode == 2
+    assert said.stdout == ""
+    assert said.stderr.startswith("workbench (process 1): torchrun started 2 processes, and each would do all of this; to spread")
+
+
 @pytest.mark.slow
 def test_the_benchmark_runs_and_checks(tmp_path):
     run = torchrun(HERE.parent / "benchmarks" / "scale_sharded.py", "--tiny", "--rounds", "1", "--out", tmp_path)

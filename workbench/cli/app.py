@@ -26,6 +26,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
         try:
+            _check_alone()
             return super().invoke(ctx)
         except InputError as error:
             if "--verbose" in sys.argv:
@@ -33,6 +34,16 @@ class Commands(TyperGroup):
             rank = os.environ.get("RANK", "0")  # torchrun's number of this process
             show.remark(f"workbench{f' (process {rank})' if rank != '0' else ''}: {error}", style="bold red")
             raise typer.Exit(2) from error
+
+
+def _check_alone() -> None:
+    """Raise `InputError` where torchrun started several processes that would all do the same."""
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    if started > 1 and "--tensor-parallel" not in sys.argv:
+        raise InputError(
+            f"torchrun started {started} processes, and each would do all of this; to spread the heads of one model over them add --tensor-parallel, "
+            "which label and score have; all else is started without torchrun"
+        )
 
 
 app = typer.Typer(

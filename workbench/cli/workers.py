@@ -35,7 +35,7 @@ def workers(name: str, address: str | None, cpus: int | None, gpus: float | None
     """The executor that was asked for, until the command ends. Raises `InputError` as `executor` does."""
     from workbench.executors import executor
 
-    with closing(executor(name, address, cpus, gpus)) as found:
+    with closing(executor(name, address, cpus, gpus, show.remark)) as found:
         yield found
 
 

@@ -4,6 +4,8 @@ A task is plain data that says which model it wants and what to do with it. A wo
 its own reasons is an outcome with an error; one whose worker dies is given to another.
 """
 
+from collections.abc import Callable
+
 from workbench.errors import unknown
 from workbench.executors.local import Local
 from workbench.executors.task import Desk, Outcome, Task, Wanted, spend
@@ -15,11 +17,15 @@ Executor = Local
 """What all executors have: `submit`, `outcomes`, `close`; Ray's is a `Local` whose tasks run elsewhere."""
 
 
-def executor(name: str = "local", address: str | None = None, cpus: int | None = None, gpus: float | None = None) -> Executor:
+def executor(
+    name: str = "local", address: str | None = None, cpus: int | None = None, gpus: float | None = None, say: Callable[[str], None] = lambda _: None
+) -> Executor:
     """An executor by name; `address` is that of a Ray cluster (`auto`: the one of this machine; None: one of its own, which ends with it).
 
-    `cpus` are the threads of a task, and with Ray what it takes of a node's, `gpus` the GPUs. Raises `InputError` for an unknown name, for options that do
-    not concern it, without Ray, where no cluster is at the address, and where its nodes have too little or other versions.
+    `cpus` are the threads of a task, and with Ray what it takes of a node's, `gpus` the GPUs; `say` is told what tasks wait for.
+
+    Raises `InputError` for an unknown name, for options that do not concern it, without Ray, where no cluster is at the address, and where its nodes have
+    too little or other versions.
     """
     if name not in EXECUTORS:
         raise unknown("executor", name, EXECUTORS)
@@ -27,7 +33,7 @@ def executor(name: str = "local", address: str | None = None, cpus: int | None =
         return Local(address, cpus, gpus)
     from workbench.executors.on_ray import OnRay
 
-    return OnRay(address, cpus, gpus)
+    return OnRay(address, cpus, gpus, say)
 
 
 __all__ = ["EXECUTORS", "Desk", "Executor", "Local", "Outcome", "Task", "Wanted", "executor", "spend"]

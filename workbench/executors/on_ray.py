@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,9 @@ ATTEMPTS = 4
 
 UNBORN = 40
 """How many workers, one after the other, may be killed before they have begun."""
+
+QUIET = (15.0, 60.0)
+"""Seconds without any worker until it is said what is waited for, and until it is said again."""
 
 LOOK = 2.0
 """Seconds between two looks at what room the cluster has."""
@@ -62,8 +65,9 @@ class _Hired:
 class OnRay(Local):
     """An executor whose tasks run on a Ray cluster; see `executor`."""
 
-    def __init__(self, address: str | None = None, cpus: int | None = None, gpus: float | None = None) -> None:
+    def __init__(self, address: str | None = None, cpus: int | None = None, gpus: float | None = None, say: Callable[[str], None] = lambda _: None) -> None:
         super().__init__(address, cpus, gpus)
+        self._say, self._speak = say, 0.0
         self._own = _connect(address)
         nodes = _nodes()
         if gpus is None:
@@ -86,8 +90,10 @@ class OnRay(Local):
 
     def outcomes(self) -> Iterator[Outcome]:
         """What became of every task, as they end; tasks may be submitted meanwhile. Raises `InputError` if workers cannot begin, or have other versions."""
+        self._speak = time.monotonic() + QUIET[0]
         while self._waiting or any(one.task is not None for one in self._busy.values()):
             self._hire()
+            self._say_what_is_waited_for()
             while self._free and self._waiting:
                 self._assign(self._free.pop())
             if not self._busy:
@@ -121,6 +127,22 @@ class OnRay(Local):
         for _ in range(min(wanted, sum(self._room(node) for node in nodes)) - there):
             actor: Any = ray.remote(Worker).options(**needs, scheduling_strategy="SPREAD").remote(int(self._needs["CPU"]))
             self._busy[actor.ready.remote()] = _Hired(actor)
+
+    def _say_what_is_waited_for(self) -> None:
+        """Say, once per so often, that no worker has begun: others may have all of the cluster, for hours."""
+        now = time.monotonic()
+        if self._free or any(one.task is not None for one in self._busy.values()):
+            self._speak = now + QUIET[0]
+        elif now >= self._speak:
+            self._speak = now + QUIET[1]
+            all_, free = ray.cluster_resources(), ray.available_resources()
+            there = ", ".join(f"{free.get(name, 0):g} of {all_.get(name, 0):g} {name}s" for name, need in self._needs.items() if need)
+            self._say(f"no worker has begun yet, each takes {self._asked}; free are {there}, the rest is held by others or by workers that are beginning")
+
+    @property
+    def _asked(self) -> str:
+        """What a worker takes, in words."""
+        return ", ".join(f"{need:g} {name}{'s' * (need != 1)}" for name, need in self._needs.items() if need)
 
     def _assign(self, hired: _Hired) -> None:
         others = {one.wanted for one in [*self._busy.values(), *self._free]}
@@ -174,9 +196,8 @@ class OnRay(Local):
         if any(self._room(node) for node in nodes):
             return
         most = {name: max((node["Resources"].get(name, 0) for node in nodes), default=0) for name in self._needs}
-        asked = ", ".join(f"{need:g} {name}s" for name, need in self._needs.items() if need)
         raise InputError(
-            f"a task takes {asked}, and no node of the cluster has that: at most {most['CPU']:g} CPUs and {most['GPU']:g} GPUs; see --gpus-per-task"
+            f"a task takes {self._asked}, and no node of the cluster has that: at most {most['CPU']:g} CPUs and {most['GPU']:g} GPUs; see --gpus-per-task"
         )
 
 
