@@ -27,6 +27,7 @@ from workbench.models import load
 from workbench.needles import NeedleTests
 from workbench.runs import versions
 from workbench.sweeping import Dataset, Sweep, run
+from workbench.sweeping.tasks import Whole
 from workbench.verification import Setting, measured, ways
 
 pytestmark = pytest.mark.slow
@@ -102,6 +103,13 @@ def test_a_sweep_on_two_nodes_leaves_the_same_bytes(chosen, expected, tmp_path):
     assert contents(tmp_path) == there
     again = run(sweep, Dataset(tmp_path), chosen)
     assert (again.found, again.made) == (4, 0)
+
+
+def test_names_of_files_mean_what_they_mean_here(chosen, folders, monkeypatch):
+    monkeypatch.chdir(Path(folders[0]).parent)
+    chosen.submit(Whole(Wanted(Path(folders[0]).name), "there", told))
+    (found,) = chosen.outcomes()
+    assert found.taken() == load(folders[0]).fingerprint
 
 
 def test_a_worker_that_is_killed_is_replaced_and_its_task_done_again(chosen, tmp_path):
@@ -226,7 +234,7 @@ def test_workers_with_other_versions_are_refused(chosen, tmp_path, monkeypatch):
 
 def test_workers_that_cannot_begin_are_told(chosen, tmp_path, monkeypatch):
     class Broken:
-        def __init__(self, threads):
+        def __init__(self, threads, folder):
             raise ModuleNotFoundError("No module named 'workbench'")
 
         def ready(self):
@@ -236,6 +244,10 @@ def test_workers_that_cannot_begin_are_told(chosen, tmp_path, monkeypatch):
     chosen.submit(Act(0, str(tmp_path)))
     with pytest.raises(InputError, match=r"workers cannot begin, the last of several ended so: ModuleNotFoundError: No module named 'workbench'"):
         list(chosen.outcomes())
+
+
+def told(model):
+    return model.fingerprint
 
 
 def numbered(model, number):

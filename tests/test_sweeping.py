@@ -24,6 +24,7 @@ from workbench.options import Options
 from workbench.scores import COLUMNS
 from workbench.sweeping import Dataset, Sweep, compare, planned, run, score_on
 from workbench.sweeping.dataset import COLUMNS as DATASET_COLUMNS
+from workbench.tiny import random_model
 
 PROBES = ("previous_token", "copying")
 
@@ -248,6 +249,22 @@ def test_a_plan_counts_what_is_not_finished(folders, tmp_path):
     assert rest.iloc[0]["hours"] == pytest.approx(costs.iloc[0]["hours"] / 2)
 
 
+def test_a_plan_leaves_out_what_will_fail_and_the_sweep_goes_on(folders, tmp_path):
+    missing, said = str(tmp_path / "none"), []
+    sweep = Sweep((Wanted(missing), Wanted(folders[0])), ("previous_token",), prompts={"short": Options(length=128), "long": Options(length=8192)})
+    gpt2 = random_model("gpt2", n_positions=256)
+    gpt2.hf.save_pretrained(tmp_path / "gpt2")
+    gpt2.tokenizer.save_pretrained(tmp_path / "gpt2")
+    both = replace(sweep, models=(*sweep.models, Wanted(str(tmp_path / "gpt2"))))
+    assert list(planned(both, set(), say=said.append)["cells"]) == [2, 1]
+    assert said[0].startswith(f"the plan leaves out {missing}: unknown model")
+    assert said[1].startswith(f"the plan leaves out {tmp_path / 'gpt2'}, long: 8192 tokens do not fit")
+    alone = replace(sweep, models=sweep.models[:1])
+    with pytest.raises(InputError, match="unknown model"):
+        planned(alone, set())
+    assert planned(alone, {next(alone.cells()).fingerprint}).empty
+
+
 def swept_parts(sweep, root):
     swept(sweep, root)
     return (root / "parts").rglob("part-*.parquet")
@@ -314,4 +331,7 @@ def test_the_command_tells_what_failed_with_its_own_code(folders, tmp_path):
     bad = command("sweep", tmp_path / "s.yaml", "--probe", "previous_token", "--ablate", "L9H0", "--out", tmp_path / "t")
     assert bad.exit_code == 3
     assert "1 made, 1 failed" in bad.stdout
+    assert str(tmp_path / "t" / "scores") in bad.stdout
+    worse = command("sweep", "--model", tmp_path / "none", "--probe", "previous_token", "--out", tmp_path / "u")
+    assert worse.exit_code == 2  # the plan looks at every model
     assert "L9H0" in bad.stdout

@@ -150,15 +150,13 @@ def _plan_page(costs: "pd.DataFrame") -> Any:
 
 def _sum(costs: "pd.DataFrame") -> str:
     cells, tasks, hours = (costs[name].sum() for name in ("cells", "tasks", "hours"))
-    return f"{cells:,} cells to do, {tasks:,} tasks, about {spent(hours * 3600)} of one worker, {costs['gib'].max():.1f} GiB each; --plan tells it by model"
+    todo = f"{cells:,} cell{'' if cells == 1 else 's'} to do, {tasks:,} tasks"
+    return f"{todo}, about {spent(hours * 3600)} of one worker, {costs['gib'].max():.1f} GiB each; --plan tells it by model"
 
 
 def _tell(dataset: "Dataset", found: int, made: int, failed: dict[str, str], as_json: bool) -> None:
     if as_json:
         return show.as_json({"found": found, "made": made, "failed": failed, "scores": str(dataset.root / "scores")})
     lines = [f"{what}: {error}" for what, error in failed.items()]
-    return show.result(
-        f"cells     {found:,} found, {made:,} made, {len(failed):,} failed",
-        *lines,
-        f"scores    {dataset.root / 'scores'}: pandas.read_parquet opens it as one table",
-    )
+    there = [f"scores    {dataset.root / 'scores'}: pandas.read_parquet opens it as one table"] if found or made else []
+    return show.result(f"cells     {found:,} found, {made:,} made, {len(failed):,} failed", *lines, *there)

@@ -11,7 +11,9 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from workbench.errors import InputError
@@ -39,10 +41,12 @@ LOOK = 2.0
 
 
 class Worker:
-    """An actor: one desk on some node."""
+    """An actor: one desk on some node, in the folder of who asks, so that the names of files mean the same."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, folder: str) -> None:
         self._desk, self._threads = Desk(), threads
+        with suppress(OSError):  # a node that does not have it can do without, unless such a name is asked for
+            os.chdir(folder)
 
     def ready(self) -> tuple[str, dict[str, str]]:
         """Its node and its versions, once it is there."""
@@ -125,7 +129,7 @@ class OnRay(Local):
         self._check_room(nodes)
         needs = {"num_cpus": self._needs["CPU"], "num_gpus": self._needs["GPU"]}
         for _ in range(min(wanted, sum(self._room(node) for node in nodes)) - there):
-            actor: Any = ray.remote(Worker).options(**needs, scheduling_strategy="SPREAD").remote(int(self._needs["CPU"]))
+            actor: Any = ray.remote(Worker).options(**needs, scheduling_strategy="SPREAD").remote(int(self._needs["CPU"]), str(Path.cwd()))
             self._busy[actor.ready.remote()] = _Hired(actor)
 
     def _say_what_is_waited_for(self) -> None:
