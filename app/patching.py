@@ -25,7 +25,7 @@ def patching(found: HeadLabels) -> None:
 
     left, right = st.columns([2, 3], gap="large")
     with left:
-        options = asked()
+        options = asked(found)
         what = f"paths to {options['receiver']}" if options["kind"] == "path" else f"{options['component']} of each head"
         title = f"Patching {what}: {found.card.name}, {options['prompts']} pairs of {options['task']}"
         question = Question("Patch", title, arguments_of("patch", found, options))
@@ -44,11 +44,12 @@ def patching(found: HeadLabels) -> None:
     table(rows, "patched")
 
 
-def asked() -> dict[str, Any]:
+def asked(found: HeadLabels) -> dict[str, Any]:
     """What shall be patched, as options of `workbench circuit patch`; a sentence, and no more of the page, if it cannot be."""
     from workbench.circuits.alternatives import ABLATIONS, COMPONENTS
     from workbench.circuits.patch_question import KINDS, POSITIONS, PatchQuestion
     from workbench.circuits.patching import DIRECTIONS
+    from workbench.circuits.paths import receivers_of
 
     kind = st.segmented_control("Patching", list(KINDS), default="path", required=True, key="kind", bind="query-params", on_change=forget)
     st.caption(f"{KINDS[kind]}.")
@@ -66,6 +67,8 @@ def asked() -> dict[str, Any]:
     how |= drawn(4, 32)
     with told():
         PatchQuestion(**how)
+        if kind == "path":
+            receivers_of(how["receiver"], found.card.shape)
     return how
 
 
@@ -78,7 +81,7 @@ def codes(found: HeadLabels) -> None:
         options = {"task": task_picked(), **drawn(10, 32, least=5)}
         title = f"Codes: {found.card.name}, {options['prompts']} pairs of {options['task']}"
         question = Question("Train and score", title, arguments_of("codes", found, options))
-        result = answered(question, Coded.load, found, right, "The button trains the autoencoder, in some ten seconds on a CPU.")
+        result = answered(question, Coded.load, found, right, "The button trains the autoencoder, in about half a minute on a CPU.")
         st.caption(
             "One small autoencoder for all heads learns, from ten of these prompts, what heads write. A head scores by the codes that it has on clean prompts "
             "and never on corrupted ones. It only watches: a high score is no proof that the head is used, and noisy heads score high whatever the task."

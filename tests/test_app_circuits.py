@@ -83,6 +83,8 @@ def test_it_opens_on_the_bundled_circuit_without_loading_a_model(monkeypatch):
     app, circuit = shown(), Circuit.load(BUNDLED)
     assert app.title[0].value == "Circuits"
     assert ALL_HEADS in words(app)
+    assert f"{len(circuit.edges)} edges were measured" in words(app)
+    assert "All are drawn, wider" in words(app)  # 40 are fewer than the most that a picture has
     (heads,), faithful = (frame.value for frame in app.dataframe), app.table[0].value
     assert set(faithful.columns) == {"resample", "mean", "zero"}
     row = circuit.faithfulness.set_index("ablation").loc["resample"]
@@ -199,11 +201,10 @@ def test_nothing_is_computed_before_it_is_asked_for_and_a_job_is_found_again(roo
 )
 def test_a_receiver_that_is_not_there_is_a_sentence(root, receiver, said):
     app = shown("Patching", task="names", prompts="2", receiver=receiver)
-    job = started(root, app)
-    assert job.state == "failed"
-    (error,) = shown("Patching", task="names", prompts="2", receiver=receiver).error
-    assert error.value.startswith("This job ended with an error. The last it said: workbench: ")
+    (error,) = app.error
     assert said.casefold() in error.value.casefold()
+    assert "Patch" not in [button.label for button in app.button]  # before a job is asked for, and not by a job
+    assert not jobs.find(root)
 
 
 @on_compiled

@@ -108,7 +108,7 @@ def test_it_is_found_again_by_who_starts_afresh_and_its_files_can_be_had(root):
 def test_a_job_that_is_removed_while_it_is_shown_is_a_sentence(root):
     first, second = asked(root, "first"), jobs.ask(root, ["second"], title="a job that waits")
     app = opened(PAGE, job=second.name)
-    assert "This job waits until another job is finished" in app.get("progress")[0].proto.text
+    assert "This job waits for its turn" in app.get("progress")[0].proto.text
     second.remove()
     app.run()
     assert not app.exception
@@ -176,6 +176,7 @@ def test_a_model_can_be_labelled_in_the_background(root):
     pressed(app, "Start")
     (job,) = jobs.find(root)
     assert job.asked["arguments"] == ["label", "--model", "smollm2-135m", "--seed", "3", "--out", "heads.json"]
+    assert app.query_params["job"] in (job.name, [job.name])  # whoever gets the address sees this job, however many are asked for later
     assert f"This was asked before; it is job {job.name} above." in words(app)
     app.selectbox(key="what").select("scores with nulls and intervals (scores.parquet)").run()
     pressed(app, "Start")

@@ -50,6 +50,7 @@ def test_a_head_that_increments_is_found_by_weights_alone(tmp_path, monkeypatch)
     # without nulls, the head that suppresses what it looks at passes too: all other words are equal, and ties count
     assert "2 heads of compiled-incrementing are successor heads** by the rule (score ≥ 0.5): L1H0, L1H3; the strongest is L1H0 with 1.000" in words(app)
     assert "comes from the weights just now" in words(app)
+    assert "whose successor W_U·OV·MLP0(W_E) puts first in its class" in words(app)  # what the map shows
     assert f"{INCREMENT} scores **1.000**, rank **1** of 12" in words(app)
     written, looked = matrix(app)
     days = [f" {day}" for day in CLASSES["days"].members]
@@ -131,8 +132,11 @@ def test_equal_scores_share_a_rank():
 
 def test_the_page_tells_what_the_dictionary_found(tmp_path, monkeypatch):
     model = shown(residue_model(), tmp_path, monkeypatch)
-    row = mod_ten(Weights(model.weights, model.shape, None, model.tokenizer), "NMF").row
+    made = mod_ten(Weights(model.weights, model.shape, None, model.tokenizer), "NMF")
+    row = made.row
     app = opened(SUCCESSOR, part=MODULO)
+    bars, _ = json.loads(app.get("plotly_chart")[2].proto.spec)["data"]
+    assert bars["y"] == [f"{name} ({tokens})" for name, tokens in zip(made.transfer["class"], made.transfer["tokens"], strict=True)]
     assert app.segmented_control(key="dictionary").value == "NMF"
     assert f"**{row['modal coverage']:.1%} of the tokens**" in words(app)
     assert len(app.get("plotly_chart")) == 3

@@ -233,7 +233,15 @@ def test_provenance_tells_what_made_the_scores(model, known):
 def test_progress_hears_of_every_batch_and_of_the_null(model, known):
     heard = []
     score(model, known(replace(FIRST, recipes={"quick": Small(3, 1, controlled=True)})), progress=lambda *news: heard.append(news))
-    assert heard == [("first", 1, 3), ("first", 2, 3), ("first", 3, 3), ("first (null)", 1, 2), ("first (null)", 2, 2)]
+    assert heard == [("first", 1, 5), ("first", 2, 5), ("first", 3, 5), ("first (null)", 4, 5), ("first (null)", 5, 5)]
+
+
+def test_progress_counts_the_batches_of_all_probes(model):
+    heard = []
+    score(model, ["induction", "copying"], progress=lambda *news: heard.append(news))
+    names = [what for what, _, _ in heard]
+    assert set(names) == {"induction", "induction (null)", "copying"}
+    assert [(done, total) for _, done, total in heard] == [(number + 1, len(heard)) for number in range(len(heard))]
 
 
 def test_all_probes_on_a_tiny_model(model, hay, monkeypatch):

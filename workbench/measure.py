@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -45,8 +46,8 @@ def score(
     """Score every head of a model on some probes (all by default): by name, or a `Probe` of one's own, whose results cannot be kept.
 
     `way` says how passes are made: the implementation, the chunk, the sampled rows. Results of finished batches lie under `runs` and are not made
-    again; without `runs` nothing is kept. `progress` hears of every finished batch. A probe with too little evidence has no scores; `evidence` says so,
-    with counts; so it does of probes that cannot be asked of this model. Raises `InputError` for unknown probes or presets, and for prompts that cannot be
+    again; without `runs` nothing is kept. `progress` hears of every finished batch, which of all it is, and how many there are, those of nulls included.
+    A probe with too little evidence has no scores; `evidence` says so, with counts; so it does of probes that cannot be asked of this model. Raises `InputError` for unknown probes or presets, and for prompts that cannot be
     made for this model, those of named probes included.
     """
     asked = Asked(None if probes is None else tuple(probes), preset, seed, options, way or Way(), tuple(edits))
@@ -55,9 +56,9 @@ def score(
 
 def answer(work: Work, progress: Progress = lambda what, done, total: None) -> HeadScores:
     """The scores that a question asks for; what has not been measured yet is measured. See `score`."""
-    model, asked, rows, evidence = work.model, work.asked, [], {}
+    model, asked, rows, evidence, done = work.model, work.asked, [], {}, _counting(work, progress)
     for group in work.groups:
-        samples, nulls = _parts(work, group, False, progress), _nulls(work, group, progress)
+        samples, nulls = _parts(work, group, False, done), _nulls(work, group, done)
         for member in group.probes:
             score_NLH, facts = _counted(member, samples)
             null_NLH = nulls[member.name]
@@ -82,17 +83,23 @@ def answer(work: Work, progress: Progress = lambda what, done, total: None) -> H
     return HeadScores(model.card, table, evidence | work.left_out, provenance)
 
 
-def _parts(work: Work, group: Group, control: bool, progress: Progress) -> list[Part]:
-    parts, name, count = [], f"{group.name} (null)" if control else group.name, work.count(group, control)
-    for number in range(count):
+def _counting(work: Work, progress: Progress) -> Callable[[str], None]:
+    """Tells what was finished just now, and how many batches of all groups and of their nulls are."""
+    total, numbers = sum(work.count(group, control) for group in work.groups for control in (False, True)), count(1)
+    return lambda what: progress(what, next(numbers), total)
+
+
+def _parts(work: Work, group: Group, control: bool, done: Callable[[str], None]) -> list[Part]:
+    parts, name = [], f"{group.name} (null)" if control else group.name
+    for number in range(work.count(group, control)):
         parts.append(work.part(group.name, control, number))
-        progress(name, number + 1, count)
+        done(name)
     return parts
 
 
-def _nulls(work: Work, group: Group, progress: Progress) -> dict[str, np.ndarray]:
+def _nulls(work: Work, group: Group, done: Callable[[str], None]) -> dict[str, np.ndarray]:
     """The scores [N, L, H] of each probe where its behaviour cannot show."""
-    parts = _parts(work, group, True, progress) if work.count(group, control=True) else [work.known_null(group)]
+    parts = _parts(work, group, True, done) if work.count(group, control=True) else [work.known_null(group)]
     shape = (work.model.shape.n_layers, work.model.shape.n_heads)
     stacked = {member.name: np.concatenate([part.scores[member.name] for part in parts]) for member in group.probes}
     fixed = {member.name: np.full((1, *shape), member.null_score) for member in group.probes if member.null_score is not None}

@@ -86,13 +86,14 @@ def graph(drawn: "Drawn", found: HeadLabels) -> None:
     """Heads by layer and the edges measured between them."""
     made = drawn.made
     alt = f"Graph of {len(made.heads)} heads by layer with the edges measured between them"
+    drawn_edges = "All are drawn" if len(made.edges) <= EDGES_SHOWN else f"The {EDGES_SHOWN} strongest are drawn"
     event = chart(drawn.graph, "circuit-graph", alt, made.edges, key="graph", on_select="rerun", selection_mode="points")
     if (name := clicked(event)) and name not in ("input", "logits"):
         opened(name, made.card, found)
     st.caption(
         f"Layers upwards, the input below, the logits above; a square is a head, at its number; {COLOURS}. {len(made.edges)} edges were measured one by one; "
-        f"an edge to a KV head goes to each of its query heads. The {EDGES_SHOWN} strongest are drawn, wider the more they move the metric. Hovering tells "
-        "numbers, a click on a head opens it."
+        f"an edge to a KV head goes to each of its query heads. {drawn_edges}, wider the more they move the metric. Hovering tells numbers, a click on a head "
+        "opens it."
     )
 
 

@@ -33,7 +33,7 @@ def background() -> None:
         "share": st.column_config.ProgressColumn("done", format="percent"),
         "seconds": st.column_config.NumberColumn("took, s", format="%.0f"),
     }
-    st.dataframe(rows, column_order=["title", "state", "share", "asked", "seconds", "job"], column_config=columns, hide_index=True)
+    st.dataframe(rows, column_order=["title", "state", "share", "asked", "seconds", "job"], column_config=columns, hide_index=True, placeholder="–")
     name = picked(dict(zip(rows["job"], rows["title"], strict=True)))
     with told():
         one_job(jobs.named(runs(), name))
@@ -55,14 +55,14 @@ def one_job(job: jobs.Job) -> None:
     if follow(job):
         st.success(f"This job {jobs.STATES['done']}.")
     st.code(job.command, language="sh", wrap_lines=True)
-    left, middle, right = st.columns(3)
+    buttons = st.container(horizontal=True)
     page = asked["shown"].get("page")
-    if page and page != PAGE and left.button("Open its page", key="open", width="stretch"):
+    if page and page != PAGE and buttons.button("Open its page", key="open"):
         st.switch_page(page, query_params={**asked["shown"].get("query", {}), "job": job.name})
-    if middle.button("Remove", key="remove", width="stretch", help="Deletes the job and its files; a job that runs is cancelled first. The runs below stay."):
+    if buttons.button("Remove", key="remove", help="Deletes the job and its files; a job that runs is cancelled first. The runs below stay."):
         job.remove()
         st.rerun()
-    if job.state not in (*ALIVE, "done") and right.button("Start again", key="again", width="stretch", help="What is finished of it is not computed again."):
+    if job.state not in (*ALIVE, "done") and buttons.button("Start again", key="again", help="What is finished of it is not computed again."):
         st.query_params["job"] = jobs.again(runs(), job).name
         st.rerun()
     if said := job.log():
@@ -94,7 +94,8 @@ def label() -> None:
         from workbench import plan
 
         st.caption(f"It takes {plan.of_probes(sketched(model)).words}.")
-    if start("Start", arguments, title=f"{kind.capitalize()} of {model}, seed {seed}", page=PAGE):
+    if made := start("Start", arguments, title=f"{kind.capitalize()} of {model}, seed {seed}", page=PAGE):
+        st.query_params["job"] = made.name
         st.rerun()
 
 

@@ -115,7 +115,7 @@ def chosen_head(found: HeadLabels, stands: views.Standing) -> Head:
     if picked := head_map(views.head_canvas(found, stands.panel, head), key="successor_map"):
         st.session_state[PICKED] = picked
         st.rerun()
-    st.caption("A click on the map chooses the head.")
+    st.caption(f"{_question()} A click on the map chooses the head.")
     st.page_link(ONE_HEAD, label=f"Open {head}", icon=":material/open_in_new:", query_params={"head": str(head)})
     return head
 
@@ -131,6 +131,13 @@ def standing(found: HeadLabels) -> views.Standing:
         score_LH = _scored(loaded)
     st.caption("The labels hold no successor score; this one comes from the weights just now.")
     return views.standing(found, score_LH)
+
+
+def _question() -> str:
+    """What the probe asks of a head."""
+    from workbench.probes import PROBES
+
+    return PROBES[PROBE].question
 
 
 def _sentence(words: str) -> str:

@@ -13,7 +13,7 @@ from workbench.circuits import kept
 from workbench.circuits.alternatives import check
 from workbench.circuits.effects import Effects
 from workbench.circuits.patching import DIRECTIONS, activation_patching
-from workbench.circuits.paths import Receiver, path_patching
+from workbench.circuits.paths import path_patching, receivers_of
 from workbench.circuits.tasks import METRICS, prepare, task_of
 from workbench.errors import InputError, unknown
 from workbench.heads import ModelCard, Shape
@@ -121,7 +121,6 @@ def patched(model: HFModel, question: PatchQuestion, progress: Callable[[int, in
     if asked.kind == "activation":
         effects = activation_patching(model, data, component=asked.component, **how)
     else:
-        several = tuple(Receiver.parse(name.strip(), model.shape) for name in asked.receiver.split("+"))
-        receivers = several[0] if len(several) == 1 else several
+        receivers = receivers_of(asked.receiver, model.shape)
         effects = path_patching(model, data, (receivers,), **how)[receivers]
     return Patched(asked, model.card, effects, data.dropped)

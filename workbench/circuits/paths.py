@@ -121,6 +121,12 @@ def _within(progress: Progress, scene: int, scenes: int, done: int, senders: int
     progress(scene * senders + done, max(scenes, scene + 1) * senders)
 
 
+def receivers_of(text: str, shape: Shape) -> Receivers:
+    """The receiver that a text names, or those that it joins by +. Raises `InputError` for other forms, for heads that are not there, and for joined logits."""
+    several = tuple(Receiver.parse(name.strip(), shape) for name in text.split("+"))
+    return several[0] if len(several) == 1 else _checked(several, shape)
+
+
 def _checked(receivers: Receivers, shape: Shape) -> tuple[Receiver, ...]:
     """The receivers as a tuple, each of which is there."""
     several = (receivers,) if isinstance(receivers, Receiver) else receivers

@@ -19,7 +19,7 @@ from workbench.errors import InputError
 from workbench.files import write_text
 
 STATES = {
-    "queued": "waits until another job is finished",
+    "queued": "waits for its turn",
     "running": "is being computed",
     "done": "is finished",
     "failed": "ended with an error",

@@ -106,18 +106,20 @@ def residue_figure(active_RF: Float[np.ndarray, "10 10"], features: Sequence[int
 
 
 def transfer_figure(moved: pd.DataFrame) -> go.Figure:
-    """How well a linear probe tells the residue in each class (bars, 0–1), and what the commonest residue would get (lines): `ModTen.transfer`, `left_out`."""
+    """How well a linear probe tells the residue in each class (bars, 0–1), and what the commonest residue would get (lines): `ModTen.transfer`, `left_out`.
+
+    In brackets stands of how many tokens: one token more or less is much in a class of few.
+    """
     figure = go.Figure()
+    name = [f"{name} ({tokens})" for name, tokens in zip(moved["class"], moved["tokens"], strict=True)]
     figure.add_bar(
-        y=moved["class"], x=moved["accuracy"], orientation="h", marker={"color": LABELLED}, name="linear probe", customdata=moved["tokens"],
+        y=name, x=moved["accuracy"], orientation="h", marker={"color": LABELLED}, name="linear probe", customdata=moved["tokens"],
         hovertemplate="%{y}: %{x:.1%} of %{customdata} tokens<extra></extra>",
     )  # fmt: skip
     mark = {"symbol": "line-ns", "size": 18, "line": {"width": 3, "color": "#888888"}}
-    figure.add_scatter(
-        y=moved["class"], x=moved["majority"], mode="markers", marker=mark, name="always the commonest", hovertemplate="%{y}: %{x:.1%}<extra></extra>"
-    )
+    figure.add_scatter(y=name, x=moved["majority"], mode="markers", marker=mark, name="always the commonest", hovertemplate="%{y}: %{x:.1%}<extra></extra>")
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"}
     figure.update_layout(template="plotly_white", height=110 + 34 * len(moved), legend=legend, margin={"t": 50, "l": 10, "r": 10, "b": 10})
-    figure.update_yaxes(autorange="reversed", automargin=True)
+    figure.update_yaxes(title="class (tokens)", autorange="reversed", automargin=True)
     figure.update_xaxes(title="accuracy", tickformat=".0%", range=[0, 1.02])
     return figure
