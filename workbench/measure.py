@@ -47,8 +47,8 @@ def score(
 
     `way` says how passes are made: the implementation, the chunk, the sampled rows. Results of finished batches lie under `runs` and are not made
     again; without `runs` nothing is kept. `progress` hears of every finished batch, which of all it is, and how many there are, those of nulls included.
-    A probe with too little evidence has no scores; `evidence` says so, with counts; so it does of probes that cannot be asked of this model. Raises `InputError` for unknown probes or presets, and for prompts that cannot be
-    made for this model, those of named probes included.
+    A probe with too little evidence has no scores; `evidence` says so, with counts; so it does of probes that cannot be asked of this model. Raises
+    `InputError` for unknown probes or presets, and for prompts that cannot be made for this model, those of named probes included.
     """
     asked = Asked(None if probes is None else tuple(probes), preset, seed, options, way or Way(), tuple(edits))
     return answer(Work(model, asked, runs), progress)
