@@ -22,6 +22,7 @@ from pathlib import Path
 from workbench import jobs
 with jobs.running():
     print("│ something said │\\n╰────────────────╯", file=sys.stderr, flush=True)
+    jobs.report("beginning", 1, 4)
     jobs.report("measuring", 3, 4)
     while not Path("../go").exists():
         time.sleep(0.02)
@@ -85,8 +86,11 @@ def test_a_job_is_shown_cancelled_and_removed(root):
     assert job.state == "cancelled"
     assert "This job was cancelled" in words(app)
     assert app.dataframe[0].value["state"][0] == "cancelled"
+    app.query_params["job"] = job.name
     pressed(app, "Remove")
     assert not job.folder.exists()
+    assert "job" not in app.query_params
+    assert "may have been removed" not in words(app)
     assert "Nothing was computed in the background yet" in words(app)
 
 
@@ -139,7 +143,7 @@ def test_a_run_is_deleted_once_that_is_confirmed(root):
         made.append(Run(root, {"model": "abc", "probes": ["induction"], "prompts": ["1"], "seed": seed}))
         made[-1].save("part-0000", Part({"induction": np.zeros((1, 2, 4))}, {"induction": np.ones(1, bool)}, ()))
     app = opened(PAGE, run=made[0].fingerprint)
-    assert f"The 1 finished parts of run {made[0].fingerprint} are deleted for good." in words(app)
+    assert f"What run {made[0].fingerprint} has finished is deleted for good." in words(app)
     assert made[0].folder.exists()
     app.button(key="delete").click().run()
     assert not app.exception

@@ -25,6 +25,8 @@ with jobs.running():
     with Path("../started").open("a") as started:
         started.write(sys.argv[1] + " ")
     jobs.report("first", 1, 4)
+    time.sleep(0.05)
+    jobs.report("second", 2, 4)
     helper = subprocess.Popen(["sleep", "600"])
     Path("helper").write_text(str(helper.pid))
     while not Path("../go").exists():
@@ -84,9 +86,10 @@ def starts(root):
 
 def test_a_job_tells_how_far_it_is_and_how_it_ended(root):
     one = started(asked(root, given=b"content"))
-    until(lambda: one.progress.done == 1)
-    assert (one.progress.what, one.progress.total) == ("first", 4)
-    assert one.progress.left == pytest.approx(3 * (one.progress.at - one.progress.began))
+    assert (one.progress.what, one.progress.done, one.progress.total) == ("second", 2, 4)
+    done, at = one.progress.first
+    assert (done, one.progress.at - at) == (1, pytest.approx(one.progress.left / 2))  # one part since the first, and two are left
+    assert 0.05 <= one.progress.left / 2 < one.progress.at - one.progress.began  # what was before the first is no part
     assert one.seconds is None
     assert (one.folder / "given").read_bytes() == b"content"
     go(root)
@@ -145,7 +148,7 @@ def test_who_starts_afresh_finds_it(root):
     one = started(asked(root))
     code = "import sys; from pathlib import Path; from workbench import jobs; print([(j.name, j.state, j.progress.done) for j in jobs.find(Path(sys.argv[1]))])"
     fresh = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=True)
-    assert fresh.stdout.strip() == str([(one.name, "running", 1)])
+    assert fresh.stdout.strip() == str([(one.name, "running", 2)])
 
 
 def test_it_outlives_who_asked_for_it(root, tmp_path):
@@ -275,13 +278,13 @@ def test_an_overview_tells_what_is_done(root):
     assert jobs.same(root, ["one"]) is None
     one = started(asked(root))
     second = asked(root, "second")
-    until(lambda: one.progress.done == 1)
+    until(lambda: one.progress.done == 2)
     (root / "jobs" / ("f" * 16)).mkdir()
     (root / "jobs" / ("f" * 16) / "job.json").write_text("{")
     table = jobs.overview(root)
     assert list(table["job"]) == [second.name, one.name, "f" * 16]
     assert list(table["state"]) == ["queued", "running", "died"]
-    assert list(table["share"]) == [0, 0.25, 0]
+    assert list(table["share"]) == [0, 0.5, 0]
     assert list(table["title"]) == ["a test", "a test", ""]
     assert table["asked"][1].timestamp() == pytest.approx(one.time, abs=1)
     assert table["seconds"].isna().all()
@@ -318,6 +321,11 @@ def test_progress_in_words(done, total, at, words, share):
     told = jobs.Progress("part", done, total, 0.0, float(at))
     assert told.words == words
     assert told.share == share
+
+
+def test_no_time_is_told_before_a_part_was_seen_from_its_beginning_to_its_end():
+    assert jobs.Progress("part", 3, 4, 0.0, 90.0, (3, 90.0)).words == "part: 3 of 4"
+    assert jobs.Progress("part", 3, 4, 0.0, 90.0, (2, 80.0)).words == "part: 3 of 4; about 10 s left"
 
 
 def test_who_is_no_job_reports_nothing(root, monkeypatch):

@@ -3,7 +3,7 @@
 import os
 
 import streamlit as st
-from background import ALIVE, follow, placed, start
+from background import ALIVE, follow, forget, placed, start
 from chosen import runs, sketched, told
 
 from workbench import jobs
@@ -61,6 +61,7 @@ def one_job(job: jobs.Job) -> None:
         st.switch_page(page, query_params={**asked["shown"].get("query", {}), "job": job.name})
     if buttons.button("Remove", key="remove", help="Deletes the job and its files; a job that runs is cancelled first. The runs below stay."):
         job.remove()
+        forget()
         st.rerun()
     if job.state not in (*ALIVE, "done") and buttons.button("Start again", key="again", help="What is finished of it is not computed again."):
         st.query_params["job"] = jobs.again(runs(), job).name
@@ -121,7 +122,7 @@ def kept() -> None:
     else:
         st.json(row["question"], expanded=1)
     with st.popover("Remove this run"):
-        st.markdown(f"The {row['parts'] or 0:.0f} finished parts of run {chosen} are deleted for good. Asked again, they are computed again.")
+        st.markdown(f"What run {chosen} has finished is deleted for good. Asked again, it is computed again.")
         if st.button("Delete it", key="delete", type="primary"):
             with told():
                 remove(runs(), chosen)

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import signal
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,18 +35,23 @@ _PATIENCE = 5.0
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a job is: `done` of `total` parts (0 of 0 before it knows), `what` it did last; began and told at so many seconds of the epoch."""
+    """How far a job is: `done` of `total` parts (0 of 0 before it knows), `what` it did last; began and told at so many seconds of the epoch.
+
+    `first` tells how many of these parts were done when it told of them first, and when: nothing before it, such as loading a model, is a part.
+    """
 
     what: str
     done: int
     total: int
     began: float
     at: float
+    first: Sequence[float] | None = None
 
     @property
     def left(self) -> float | None:
-        """Seconds that it will still take if all parts take as long as those so far; None before the first is done."""
-        return (self.at - self.began) * (self.total - self.done) / self.done if self.done else None
+        """Seconds that it will still take if all parts take as long as those since the first; None before there is one."""
+        done, at = self.first or (0, self.began)
+        return (self.at - at) * (self.total - self.done) / (self.done - done) if self.done > done else None
 
     @property
     def share(self) -> float:

@@ -26,7 +26,9 @@ def report(what: str, done: int, total: int) -> None:
     now, told = time.time(), _OWN.get("told")
     if not _OWN or (told and told["what"] == what and now - told["at"] < _WRITE and done < total):
         return
-    _OWN["told"] = {"what": what, "done": done, "total": total, "began": told["began"] if told else now, "at": now}
+    same = told and told["total"] == total and told["done"] <= done
+    first = (told["first"] if same else (done, now)) if total else None
+    _OWN["told"] = {"what": what, "done": done, "total": total, "began": told["began"] if told else now, "at": now, "first": first}
     write_text(_OWN["folder"] / "progress.json", json.dumps(_OWN["told"]))
 
 
