@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import addresses
 import streamlit as st
 
 from workbench.errors import InputError
@@ -36,6 +37,7 @@ def told() -> Generator[None]:
         yield
     except InputError as error:
         st.error(sentence(error))
+        addresses.say()
         st.stop()
 
 

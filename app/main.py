@@ -1,5 +1,6 @@
 """The dashboard: one page per question. It calls the workbench and shows what comes back."""
 
+import addresses
 import streamlit as st
 from chosen import CELL, LABELS_MB, UPLOAD, cells, file_name, labels, refused
 
@@ -18,6 +19,7 @@ pages = [
     st.Page("app_pages/runs.py", title="Runs"),
 ]
 page = st.navigation(pages, position="top")
+addresses.opened()
 
 if swept := cells():
     st.selectbox("Cell of the sweep", list(swept), key=CELL, bind="query-params", help="Model, prompts, edits and seed; page Heads compares it with another.")
@@ -33,3 +35,4 @@ if reason := refused():
     st.error(reason)
 
 page.run()
+addresses.say()

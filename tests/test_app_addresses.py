@@ -1,0 +1,56 @@
+"""Is it said what an address asks for and cannot have, and nothing said of an address that is heeded?"""
+
+import pytest
+
+pytest.importorskip("streamlit", reason="streamlit is not installed: pip install -e '.[app]'")
+
+from dashboard import opened
+
+pytestmark = pytest.mark.usefixtures("nothing_is_remembered")
+LONG = "app_pages/long_context.py"
+
+
+def warned(app):
+    return [warning.value for warning in app.warning]
+
+
+@pytest.mark.parametrize(
+    ("page", "query", "said"),
+    [
+        (None, {"probe": "nonsense"}, "The address asks for `probe=nonsense`, which cannot be had here; `retrieval` stands there."),
+        (None, {"view": "Nope"}, "The address asks for `view=Nope`, which cannot be had here; `Distribution` stands there."),
+        ("app_pages/one_head.py", {"head": "L99H9"}, "The address asks for `head=L99H9`, which cannot be had here; `L1H4` stands there."),
+        (LONG, {"length": "9999999"}, "The address asks for `length=9999999`, which cannot be had here; `8192` stands there."),
+        (LONG, {"depth": "7"}, "The address asks for `depth=7`, which cannot be had here; `0.5` stands there."),
+        (LONG, {"source": "`![x](http://a.b)"}, "The address asks for `source='![x](http://a.b)`, which cannot be had here; `Needle test` stands there."),
+    ],
+)
+def test_what_is_put_aside_is_said(request, root, page, query, said):
+    if page:
+        request.getfixturevalue("tiny")
+    app = opened(page, **query)
+    assert said in warned(app)
+    app.run()
+    assert said not in warned(app)  # once, when it is opened
+
+
+@pytest.mark.parametrize(
+    ("page", "query"),
+    [
+        (None, {"probe": "induction", "view": "Table"}),
+        (None, {"probe": "retrieval", "view": "Distribution"}),  # the usual ones, which the address need not hold
+        (None, {"unknown": "1"}),
+        (LONG, {"length": "8192.0", "depth": "0.50", "place": "0"}),
+        ("app_pages/sinks.py", {"part": "Calibrated heads", "score": "no_op"}),
+    ],
+)
+def test_what_is_heeded_needs_no_word(root, page, query):
+    assert not warned(opened(page, **query))
+
+
+def test_a_choice_on_the_page_is_no_loss(root):
+    app = opened(probe="induction")
+    app.selectbox(key="probe").set_value("copying").run()
+    assert not warned(app)
+    app.selectbox(key="probe").set_value("retrieval").run()
+    assert not warned(app)
