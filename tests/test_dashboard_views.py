@@ -172,6 +172,9 @@ def test_an_export_is_what_is_written(name, tmp_path):
 def test_labels_are_parsed_from_bytes(labels, tmp_path):
     content = labels.save(tmp_path / "heads.json").read_bytes()
     assert HeadLabels.parse(content, "mine").to_json() == labels.to_json()
+    as_parquet = as_bytes(labels, "parquet", Export())[1]
+    with pytest.raises(InputError, match="does not tell its 'model'; labels as Parquet are read by `workbench convert`"):
+        HeadScores.parse(as_parquet, "mine")
     for wrong, words in (
         (b"\xff\xfe", "mine is not JSON"),
         (b"[]", "mine: not head labels"),

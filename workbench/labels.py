@@ -117,7 +117,9 @@ class HeadLabels(Shown):
         try:
             jsonschema.validate(data, schema())
         except jsonschema.ValidationError as error:
-            raise InputError(f"not head labels ({SCHEMA}): at {error.json_path}: {error.message[:200]}") from error
+            why = error.message if len(error.message) < 200 else f"…{error.message[-100:]}"  # it begins with all that stands there
+            other = "; `workbench convert` reads the files of other tools" if error.json_path == "$" else ""
+            raise InputError(f"not head labels ({SCHEMA}): at {error.json_path}: {why}{other}") from error
         card = ModelCard.from_json(data["model"])
         shape = card.shape
         if len(data["heads"]) != shape.n_layers * shape.n_heads:

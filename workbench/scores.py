@@ -120,7 +120,8 @@ class HeadScores(Shown):
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{name} is no table of scores as `workbench score --out scores.parquet` writes it: {error}") from error
+            why = f"it does not tell its {error}; labels as Parquet are read by `workbench convert`" if isinstance(error, KeyError) else error
+            raise InputError(f"{name} is no table of scores as `workbench score --out scores.parquet` writes it: {why}") from error
         if partial:
             raise InputError(f"{name}: {partial[0]} has not one row for each head of {found.card.name}")
         return found

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import streamlit as st
 from background import forget
-from chosen import beside, labels, told
+from chosen import beside, labels, sentence, told
 from conflict import memory_or_context
 from downloads import chart, files
 from maps import clicked, head_map
@@ -74,7 +74,7 @@ def chosen_circuit() -> "Drawn | None":
             picked.caption(f"Shown is {_plain(given.name)}, until it is taken away or the page is reloaded.")
             return made
         except InputError as error:
-            st.error(f"{error}.")
+            st.error(sentence(error))
     if name is None:
         return None
     with told():
