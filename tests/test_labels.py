@@ -404,7 +404,7 @@ BROKEN = [
     (("model", "shape"), "n_kv_heads", 3, "not the shape of an attention model"),
     (("model", "shape"), "n_layers", 3, "8 heads for 3 layers × 4 query heads"),
     (("model", "shape"), "n_kv_heads", 4, "L0H1: its layer, index, KV head or scores contradict"),
-    (("model",), "origin", ["x" * 300], rf"at \$.model.origin: …{'x' * 75}'\] is not of type 'string'$"),
+    (("model",), "origin", ["x" * 300], rf"at \$.model.origin: …{'x' * 74}'\] is not of type 'string'$"),
     ((), "provenance", [], r"at \$.provenance"),
     ((), "evidence", {"retrieval": 3}, r"at \$.evidence.retrieval"),
     (("rules", "retrieval"), "kind", "best", r"at \$.rules.retrieval.kind"),
