@@ -94,8 +94,11 @@ def test_faithfulness_is_shown_whatever_columns_it_has():
 def test_recovery_and_faithfulness_of_methods_are_drawn():
     path = REPORTS / "compiled_ioi" / "methods.csv"
     rows = compared.recovery(compared.parse(path.read_bytes(), path.name, ("what",)), "heads", 5.0, 0.0)
-    shown = traces(recovery_figure(rows, "heads"))
+    figure = recovery_figure(rows, "heads")
+    shown = traces(figure)
     assert set(shown) == {"AUROC", "average precision", "F1"}
+    assert figure.layout.scattermode == "group"  # equal numbers lie side by side, and not one behind the other
+    assert len({trace.offsetgroup for trace in shown.values()}) == 3
     assert dict(zip(shown["AUROC"].y, shown["AUROC"].x, strict=True))["path"] == pytest.approx(0.786, abs=5e-4)
     kept = pd.DataFrame(
         {"method": ["a", "a", "b"], "heads": [5, 10, 5], "faithfulness": [0.5, 0.7, 0.1], "lowest": [0.4, 0.6, 0.0], "highest": [0.9, 0.8, 0.3]}

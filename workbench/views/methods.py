@@ -19,14 +19,15 @@ def recovery_figure(table: pd.DataFrame, what: str) -> go.Figure:
     shown = {name: label for name, label in MEASURES.items() if name in table}
     for place, (name, label) in enumerate(shown.items()):
         figure.add_scatter(
-            x=table[name], y=table["method"], mode="markers", name=label,
+            x=table[name], y=table["method"], mode="markers", name=label, orientation="h", offsetgroup=name,
             marker={"color": COLOURS[place], "symbol": SYMBOLS[place], "size": 10},
             error_x={"type": "data", "array": table[f"{name}_sd"], "thickness": 1.5, "width": 3},
             hovertemplate="%{y}<br>" + label + " %{x:.3f}<extra></extra>",
         )  # fmt: skip
     figure.add_vline(x=float(table["chance"].iloc[0]), line={"dash": "dot", "width": 1.5, "color": "#888888"})
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
-    figure.update_layout(template="plotly_white", height=150 + 26 * len(table), legend=legend, margin={"t": 70, "l": 10, "r": 10, "b": 10})
+    figure.update_layout(template="plotly_white", height=150 + 30 * len(table), legend=legend, margin={"t": 70, "l": 10, "r": 10, "b": 10})
+    figure.update_layout(scattermode="group")  # one above the other, so that none hides another
     figure.update_xaxes(title=f"recovery of {what}, 0–1", range=[-0.03, 1.05])
     figure.update_yaxes(autorange="reversed", automargin=True)
     return figure
