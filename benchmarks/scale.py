@@ -120,8 +120,9 @@ def devices(given: argparse.Namespace) -> None:
         seeds = list(range(given.tasks))
         asked = {"models": [str(model)], "probes": given.probes, "prompts": list(options.values()), "seeds": seeds}
         sweep, rows, tables = Sweep.parse(asked), [], []
-        for round_ in range(given.rounds):
-            for count in sorted({1, there}):
+        earlier = pd.read_csv(given.add) if given.add else pd.DataFrame({"round": []})
+        for round_ in range(len(set(earlier["round"])), len(set(earlier["round"])) + given.rounds):
+            for count in sorted({1, there}, reverse=round_ % 2 == 1):
                 root = Path(folder) / f"{count}_{round_}"
                 ahead = hold(there - count, given.tiny)
                 begin = time.perf_counter()
@@ -150,13 +151,13 @@ def devices(given: argparse.Namespace) -> None:
         ray.shutdown()
     if not all(np.array_equal(tables[0], other) for other in tables):
         raise SystemExit("the scores of one and of several devices differ: nothing is reported")
-    table = pd.DataFrame(rows)
+    table = pd.concat([earlier, pd.DataFrame(rows)], ignore_index=True)
     middle = table.groupby("devices", as_index=False).median().drop(columns="round")
     middle["×"] = middle["tasks per minute"] / middle["tasks per minute"].iloc[0]
     middle["target"] = ["" if row["devices"] == 1 else f"{row['×']:.2f} ≥ {GAIN}: {'met' if row['×'] >= GAIN else 'missed'}" for _, row in middle.iterrows()]
     probes = ", ".join(f"`{probe}`" for probe in given.probes)
     remark = f"{given.tasks} seeds of {probes} at {given.length} tokens, from before the workers begin to the last score; all scores equal."
-    remarks = [f"{remark} Medians of {given.rounds} rounds."]
+    remarks = [f"{remark} Medians of {table['round'].nunique()} rounds, the second in the other order."]
     write_report(given.out / f"scale_devices_{given.name}", "What more devices bring to a sweep", remarks, middle, table)
 
 
@@ -201,6 +202,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=8192)
     parser.add_argument("--probes", nargs="+", default=["previous_token"], help="what a task of `devices` asks")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--add", type=Path, help="a CSV of `devices` that was made before on the same machine: its rounds count too")
     parser.add_argument("--tiny", action="store_true", help="devices are CPUs, the model is tiny: says nothing about speed")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     given = parser.parse_args()

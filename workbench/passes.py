@@ -66,7 +66,7 @@ def run(
     for begin in range(0, prompts.length, chunk or prompts.length):
         end = min(begin + (chunk or prompts.length), prompts.length)
         tap = make_tap(prompts, layer_reads, edits, implementation, begin, layers, memory=memory)
-        keep = torch.tensor([row - begin for row in kept if begin <= row < end] or [0], device=model.device)
+        keep = [row - begin for row in kept if begin <= row < end] or [0]  # no tensor: the last layer may be on another device than the first
         with tapped(model, tap) as hf, watch.over(begin):
             result = hf(
                 ids_BT[:, begin:end],

@@ -26,8 +26,8 @@ RUNTIME_BYTES = 2 * 2**30
 """What Python, PyTorch and transformers are assumed to hold beside the weights, memory that was freed but not given back included (measured on the CPU)."""
 
 
-LINK = 10e9
-"""Bytes per second at which offloaded weights are assumed to reach a GPU: they lie in pageable memory, from which PCIe is not filled. Not measured."""
+LINK = 8e9
+"""Bytes per second at which offloaded weights reach a GPU, as measured on an H100 (`benchmarks/offload.py`): pageable memory does not fill its PCIe."""
 
 FILLED = 0.9
 """The share of a GPU's memory that transformers fills with weights, if there is one GPU and nothing else is asked for."""
@@ -179,7 +179,7 @@ def estimate(size: Size, passes: Iterable[Pass], *, device: str = "cpu", dtype_b
     )
     if offloaded:
         fetched = f"{offloaded / 2**30:.1f} GiB of weights do not fit and are fetched in each of {forwards:,} forwards"
-        assumptions += (f"{fetched}: {offloaded / LINK:.2g} s each at {LINK / 1e9:.0f} GB/s, which is assumed, not measured",)
+        assumptions += (f"{fetched}: {offloaded / LINK:.2g} s each at {LINK / 1e9:.0f} GB/s, as measured on an H100",)
     return Estimate(operations / speed + forwards * (FORWARD_OVERHEAD[device] + offloaded / LINK), memory, forwards, tokens, assumptions)
 
 
