@@ -22,7 +22,7 @@ def say() -> None:
     aside = {name: texts for name, texts in asked.items() if name in st.session_state and st.query_params.get_all(name) != texts}
     for name, texts in aside.items():
         for text in _lost(name, texts):
-            place.warning(f"The address asks for `{name}={_plain(text)}`, which cannot be had here; {_now(name)}.")
+            place.warning(f"The address asks for `{name}={plain(text)}`, which cannot be had here; {_now(name)}.")
 
 
 def _lost(name: str, texts: list[str]) -> list[str]:
@@ -45,10 +45,10 @@ def _same(text: str, value: Any) -> bool:
 
 
 def _now(name: str) -> str:
-    values = " and ".join(f"`{_plain(str(value))}`" for value in _values(name))
+    values = " and ".join(f"`{plain(str(value))}`" for value in _values(name))
     return f"{values} stands there" if values else "nothing stands there"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A text that is shown as it is, and not in full if it is long."""
     return (text if len(text) <= LONGEST else f"{text[:LONGEST]}…").replace("`", "'").replace("\n", " ")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from workbench import views
+from workbench.labels import HeadLabels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,24 +36,51 @@ def chart(figure: "go.Figure", name: str, alt: str, rows: "pd.DataFrame | None" 
     shown = st.plotly_chart(figure, alt=alt, config=views.camera(name, f".{kind.lower()}"), **how)
     with _control(name):
         st.segmented_control("The camera in the figure saves", ["PNG", "SVG"], default="PNG", required=True, key=_key(name))
-        _buttons(name, {".html": partial(views.figure_bytes, figure)} | ({} if rows is None else _of(rows)))
+        _buttons(name, {".html": partial(views.figure_bytes, figure)} | ({} if rows is None else _of(lambda: rows)))
     return shown
 
 
 def table(rows: "pd.DataFrame", name: str) -> None:
     """The control under a table, which the page shows itself: all of its rows as CSV and as Parquet."""
+    tabled(lambda: rows, name)
+
+
+def tabled(made: "Callable[[], pd.DataFrame]", name: str) -> None:
+    """The same for rows that are made when they are asked for."""
     with _control(name):
-        _buttons(name, _of(rows))
+        _buttons(name, _of(made))
 
 
-def files(name: str, found: Files) -> None:
-    """The control for what is no figure of plotly and no table: each file by its ending."""
+def files(name: str, found: Files, remark: str = "") -> None:
+    """The control for what is no figure of plotly and no table: each file by its ending, and a remark about those that are not there."""
     with _control(name):
         _buttons(name, found)
+        if remark:
+            st.caption(remark)
 
 
-def _of(rows: "pd.DataFrame") -> Files:
-    return {ending: partial(views.table_bytes, rows, ending) for ending in views.TABLES}
+def panel(found: HeadLabels, shown: views.Panel, name: str) -> None:
+    """The control under a layer × head map: the map as a drawing."""
+    files(name, {".svg": lambda: views.panel_picture(found, shown).encode()})
+
+
+def drawn(figure: "Callable[[], go.Figure]", name: str) -> None:
+    """The control under what the page draws itself: a figure of the same, as a page, and as pictures where this machine can draw them."""
+    trouble = views.no_pictures()
+    endings = [ending for ending in views.FIGURES if not trouble or ending == ".html"]
+    files(name, {ending: partial(_figure, figure, ending) for ending in endings}, f"Here {trouble}." if trouble else "")
+
+
+def _figure(figure: "Callable[[], go.Figure]", ending: str) -> bytes:
+    return views.figure_bytes(figure(), ending)
+
+
+def _of(made: "Callable[[], pd.DataFrame]") -> Files:
+    return {ending: partial(_table, made, ending) for ending in views.TABLES}
+
+
+def _table(made: "Callable[[], pd.DataFrame]", ending: str) -> bytes:
+    return views.table_bytes(made(), ending)
 
 
 def _control(name: str) -> Any:

@@ -54,3 +54,9 @@ def test_a_choice_on_the_page_is_no_loss(root):
     assert not warned(app)
     app.selectbox(key="probe").set_value("retrieval").run()
     assert not warned(app)
+
+
+def test_a_zoom_that_is_no_part_of_the_map_is_said(root):
+    (warning,) = warned(opened(LONG, zoom="5:9000,0:4"))
+    assert warning == "The zoom of the address, `5:9000,0:4`, is no part of this map of 8,188 tokens: all of it is shown."
+    assert not warned(opened(LONG, zoom="5:90,0:4"))

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("streamlit", reason="streamlit is not installed: pip install -e '.[app]'")
 
 import chosen
-from dashboard import opened
+from dashboard import opened, words
 
 from workbench import views
 from workbench.labels import HeadLabels
@@ -90,3 +90,34 @@ def test_the_map_is_drawn_with_the_labelled_heads():
     svg = views.panel_picture(labels, shown)
     assert svg.count("<title>") == len(labels.heads("induction"))
     assert all(f"<title>{head}: {labels.scores['induction'][head.layer, head.index]:.3f}; " in svg for head in labels.heads("induction"))
+
+
+def files(stem, *endings):
+    return {f"{stem}{ending}" for ending in endings}
+
+
+def test_all_of_one_head_can_be_taken_home(tiny):
+    app = opened("app_pages/one_head.py", head="L1H4", text="abcabc", ablate="true", match="true", examples="true")
+    tables = {name for what in ("scores", "attention", "writes", "matches", "examples") for name in files(f"L1H4-{what}", ".csv", ".parquet")}
+    charts = {name for what in ("next", "lost", "adds") for name in files(f"L1H4-{what}", ".html", ".csv", ".parquet")}
+    assert saved(app) == tables | charts
+
+
+def test_the_maps_of_a_needle_test_can_be_taken_home(root):
+    report = files("report-totals", ".html", ".csv", ".parquet") | files("report-answers", ".csv", ".parquet")
+    assert saved(opened("app_pages/needle_test.py")) == report | {f"report-{variant}.html" for variant in ("full", "without", "control")}
+
+
+def test_sinks_and_what_calibration_does_can_be_taken_home(tiny):
+    app = opened("app_pages/sinks.py", text="abcabcabc")
+    assert saved(app) == files("sinks-by-token", ".html", ".csv", ".parquet") | {"sinks-by-head-alpha_n.svg"}
+    app = opened("app_pages/sinks.py", part="Calibration on and off", prompt="abcabcabc", calibrate="all heads", look="L1H4")
+    assert files("L1H4-attention", ".csv", ".parquet") | {"sinks-found.svg"} <= saved(app)
+
+
+@pytest.mark.parametrize(("trouble", "endings"), [("", (".html", ".png", ".svg")), ("pictures need a browser", (".html",))])
+def test_a_long_map_is_drawn_where_this_machine_can(root, monkeypatch, trouble, endings):
+    monkeypatch.setattr(views, "no_pictures", lambda: trouble)
+    app = opened("app_pages/long_context.py")
+    assert {name for name in saved(app) if "-map" in name} == files("smollm2-135m-L17H3-map", *endings)
+    assert ("Here pictures need a browser." in words(app)) == bool(trouble)

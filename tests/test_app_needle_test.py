@@ -89,7 +89,9 @@ def test_it_opens_on_the_report_without_loading_a_model(root, monkeypatch):
         ({"lengths": "0"}, "Lengths are tokens above 0"),
         ({"ablate": "L99H0"}, "No head L99H0"),
         ({"ablate": "0"}, "'0' takes 0 of 270 heads away"),
-        ({"ablate": "nothing"}, "nothing"),
+        ({"ablate": "retrival"}, "'retrival' is no number of heads, no label (retrieval, semantic_retrieval, "),
+        ({"lengths": "100"}, "Needle 'dolores' with its question takes 109 tokens; a test of 100 cannot hold it"),
+        ({"ablate": ""}, "and no list of heads such as L17H3,L18H6"),
     ],
 )
 def test_what_cannot_be_asked_is_a_sentence_and_the_rest_stays(root, query, said):

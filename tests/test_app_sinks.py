@@ -81,7 +81,7 @@ def test_first_token_sinks_have_no_value_to_choose(with_sinks):
     assert f"**{count} of 12 heads" in words(app)
 
 
-@pytest.mark.parametrize(("query", "said"), [({"text": ""}, "at least two tokens"), ({"text": "a" * 600}, "at most 512"), ({"value_alpha_n": "0"}, "above 0")])
+@pytest.mark.parametrize(("query", "said"), [({"text": ""}, "There is no text"), ({"text": "a" * 600}, "at most 512"), ({"value_alpha_n": "0"}, "above 0")])
 def test_what_cannot_be_read_is_a_sentence(with_sinks, query, said):
     (error,) = opened(SINKS, **{"text": TEXT, **query}).error
     assert said in error.value

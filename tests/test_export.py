@@ -14,7 +14,7 @@ from browsing import CHROMIUM
 from workbench.errors import InputError
 from workbench.heads import Head
 from workbench.views import camera, check_ending, figure_bytes, save_figure, save_table, table_bytes
-from workbench.views.export import NO_BROWSER, NO_KALEIDO, NO_START, drawn, packed, pictures
+from workbench.views.export import NO_BROWSER, NO_KALEIDO, NO_START, drawn, no_pictures, packed, pictures
 from workbench.views.svg import LABELLED, NULL, RISING, SIGNED, Curve, Dot, curves_picture, distribution_picture, intervals_picture, map_picture
 
 FIGURE = go.Figure(go.Bar(x=["one", "two"], y=[1, 2]), layout={"width": 300, "height": 200, "title": "Two bars"})
@@ -91,6 +91,7 @@ def test_without_kaleido_or_a_browser_it_says_what_to_do(monkeypatch):
     monkeypatch.setattr("workbench.views.export.find_spec", lambda name: None)
     with pytest.raises(InputError, match=re.escape(NO_KALEIDO)):
         figure_bytes(FIGURE, ".png")
+    assert no_pictures() == NO_KALEIDO
     monkeypatch.undo()
     kaleido, errors = pytest.importorskip("kaleido"), pytest.importorskip("choreographer.errors")
 
@@ -102,6 +103,10 @@ def test_without_kaleido_or_a_browser_it_says_what_to_do(monkeypatch):
         monkeypatch.setattr(kaleido, "write_fig_from_object_sync", failing)
         with pytest.raises(InputError, match=re.escape(words)):
             figure_bytes(FIGURE, ".svg")
+    monkeypatch.setattr("choreographer.browsers.chromium.Chromium.find_browser", lambda **_: None)
+    assert no_pictures() == NO_BROWSER
+    monkeypatch.setattr("choreographer.browsers.chromium.Chromium.find_browser", lambda **_: "/usr/bin/chromium")
+    assert no_pictures() == ""
 
 
 def test_the_camera_saves_what_was_asked_for():

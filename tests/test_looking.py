@@ -9,7 +9,7 @@ from workbench.edits import Ablate
 from workbench.edits.ablate import KINDS, Reference
 from workbench.errors import InputError
 from workbench.heads import Head
-from workbench.looking import MOST_TOKENS, PIECES, look, without, writes
+from workbench.looking import MOST_TOKENS, PIECES, look, pairs, without, writes
 from workbench.prompts import Prompts
 from workbench.reads import HeadOutput, NextToken, Pattern
 from workbench.recipes import text_pieces
@@ -107,3 +107,17 @@ def test_induction_heads_carry_the_repeated_name(smollm2):
     assert first["token"] == " Qu"
     assert first["without"] < first["whole"] / 4
     assert first["control"] > first["whole"] / 2
+
+
+def test_pairs_are_the_cells_of_the_patterns_that_rows_see():
+    first_QK, second_QK = np.tril(np.arange(9.0).reshape(3, 3)), np.eye(3)
+    table = pairs(("a", "b", "c"), first=first_QK, second=second_QK)
+    assert list(table.columns) == ["row", "row_token", "key", "key_token", "first", "second"]
+    assert table[["row_token", "key_token"]].agg("".join, axis=1).tolist() == ["aa", "ba", "bb", "ca", "cb", "cc"]
+    assert table["first"].tolist() == [0, 3, 4, 6, 7, 8]
+    assert table["second"].tolist() == [1, 0, 1, 0, 0, 1]
+
+
+def test_an_empty_text_is_no_text(model):
+    with pytest.raises(InputError, match="there is no text; write one"):
+        look(model, "", in_range(model))

@@ -208,6 +208,9 @@ def test_the_template_can_be_left_out_but_not_misspelt(chat, tests):
 def test_a_needle_that_does_not_fit_the_test_is_refused(model, hay):
     with pytest.raises(InputError, match=r"needle 'dolores' with its question takes 298 tokens; a test of 200 cannot hold it"):
         NeedleTests(lengths_=(200,), haystack=hay).build(model, 0)
+    with pytest.raises(InputError, match="a test of 40 cannot hold it"):
+        NeedleTests(lengths_=(900, 40)).check(model)  # which reads no haystack
+    NeedleTests(lengths_=(900,)).check(model)
 
 
 def test_the_shortest_test_has_no_hay(model, hay):

@@ -69,6 +69,14 @@ def look(model: HFModel, text: str, head: Head) -> Look:
     return Look(head, token_texts(model, prompts.ids_BT[0]), pattern_QK, received_K, seen.provenance)
 
 
+def pairs(tokens: Sequence[str], **patterns_QK: Float[np.ndarray, "Q K"]) -> pd.DataFrame:
+    """Patterns of attention on one text as a table, for each row and each key up to it: `row`, `row_token`, `key`, `key_token`, and each pattern (0–1)."""
+    rows_P, keys_P = np.tril_indices(len(tokens))
+    texts = np.array(tokens, object)
+    shares = {name: pattern_QK[rows_P, keys_P] for name, pattern_QK in patterns_QK.items()}
+    return pd.DataFrame({"row": rows_P, "row_token": texts[rows_P], "key": keys_P, "key_token": texts[keys_P], **shares})
+
+
 def without(model: HFModel, text: str, heads: Sequence[Head], seed: int = 0, kind: str = "zero") -> Without:
     """Predict with all heads, without `heads`, and without as many others of the same layers, drawn from `seed`: the control.
 
@@ -129,6 +137,8 @@ def text_prompts(model: HFModel, text: str) -> Prompts:
     """A text as one prompt. Raises `InputError` for a model without a tokenizer, and for a text without tokens or of more than `MOST_TOKENS`."""
     if model.tokenizer is None:
         raise InputError(f"{model.name} has no tokenizer, so that it cannot read a text")
+    if not text:
+        raise InputError("there is no text; write one")
     prompts = Prompts.from_text(model, text)
     if prompts.length > (most := min(MOST_TOKENS, model.positions)):
         raise InputError(f"the text has {prompts.length} tokens; token by token at most {most} are shown. Shorten it, or draw it with `workbench map`")

@@ -5,6 +5,7 @@ searching for its tokens. `teacher_forced` tests carry the gold answer, so that 
 the others are answered by the model itself.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -53,17 +54,31 @@ class NeedleTests:
 
     def build(self, model: Model, seed: int) -> list[Prompts]:
         """One batch of one prompt per test. Raises `InputError` if a needle does not fit or the haystack is too short."""
-        rng = np.random.default_rng(seed)
-        needles = load_needles(self.needles)
+        every, rng = list(self._every(model)), np.random.default_rng(seed)
         hay = Haystack(model, self.haystack)
-        tests = []
+        return [self._test(model, hay, asked, hidden, length, depth, rng.random()) for length, depth, asked, hidden in every]
+
+    def check(self, model: Model) -> None:
+        """Raise `InputError` if a needle does not fit; no haystack is read."""
+        for length, asked, hidden in dict.fromkeys((length, asked, hidden) for length, _, asked, hidden in self._every(model)):
+            self._room(model, asked, hidden, length)
+
+    def _every(self, model: Model) -> Iterator[tuple[int, float, Needle, Needle]]:
+        """Length, depth, the needle that is asked for, and the one that is hidden, of each test."""
+        needles = load_needles(self.needles)
         for number, (length, depth) in enumerate(product(self._sizes(model), self.depths)):
             first = number * self.per_cell + number // len(self.depths) if self.per_cell else 0  # so that every needle comes to every depth
-            chosen = [(first + turn) % len(needles) for turn in range(self.per_cell or len(needles))]
-            for index in chosen:
-                hidden = needles[(index + 1) % len(needles)] if self.absent else needles[index]
-                tests.append(self._test(model, hay, needles[index], hidden, length, depth, rng.random()))
-        return tests
+            for index in ((first + turn) % len(needles) for turn in range(self.per_cell or len(needles))):
+                yield length, depth, needles[index], needles[(index + 1) % len(needles)] if self.absent else needles[index]
+
+    def _room(self, model: Model, asked: Needle, hidden: Needle, length: int) -> tuple[int, list[int]]:
+        """How many tokens the question and the answer leave to the text around the needle, and the answer's tokens."""
+        gold = model.tokenizer(asked.answer if self._chat(model) else " " + asked.answer, add_special_tokens=False)["input_ids"]
+        frame = len(encode(model, self._ask(model, hidden.needle, asked.question))[0])
+        room = length - frame - len(gold)
+        if room < 0 or length > model.positions:
+            raise InputError(f"needle {asked.id!r} with its question takes {frame + len(gold)} tokens; a test of {length} cannot hold it")
+        return room, gold
 
     def control(self) -> "NeedleTests":
         """The needle absent, at one depth: five tests or so in the quick preset, a thirtieth of the paper's."""
@@ -87,11 +102,7 @@ class NeedleTests:
         return tuple(int(size) for size in np.linspace(1000, longest, 20))
 
     def _test(self, model: Model, hay: "Haystack", asked: Needle, hidden: Needle, length: int, depth: float, place: float) -> Prompts:
-        gold = model.tokenizer(asked.answer if self._chat(model) else " " + asked.answer, add_special_tokens=False)["input_ids"]
-        frame = len(encode(model, self._ask(model, hidden.needle, asked.question))[0])
-        room = length - frame - len(gold)
-        if room < 0 or length > model.positions:
-            raise InputError(f"needle {asked.id!r} with its question takes {frame + len(gold)} tokens; a test of {length} cannot hold it")
+        room, gold = self._room(model, asked, hidden, length)
         context, found = hay.with_needle(hidden.needle, max(room - JOINTS, 0), depth, place)
         text = self._ask(model, context, asked.question)
         ids, ranges = encode(model, text)

@@ -93,6 +93,7 @@ def exported(found: HeadLabels, probe: str) -> None:
 def evidence(found: HeadLabels, _probe: str) -> None:
     """How many tests there were, and what made the scores."""
     st.table(views.evidence_lines(found.evidence) or {"evidence": "the file tells none"})
+    st.caption("What made the scores:")
     st.json(dict(found.provenance), expanded=False)
 
 

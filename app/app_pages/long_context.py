@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+import addresses
 import downloads
 import streamlit as st
 from background import ALIVE, addressed, follow, placed, start
@@ -77,7 +78,10 @@ def computing(found: HeadLabels, asked: Asked, text: str, job: jobs.Job | None, 
 
 def shown(name: str, kept: KeptMap) -> AttentionMap:
     """The part of the map in view, with what is marked, and what it is."""
-    view = kept_maps.view_of(st.query_params.get("zoom", ""), kept.length)
+    zoom = st.query_params.get("zoom", "")
+    view = kept_maps.view_of(zoom, kept.length)
+    if zoom and view is None:
+        st.warning(f"The zoom of the address, `{addresses.plain(zoom)}`, is no part of this map of {kept.length:,} tokens: all of it is shown.")
     whole = (0, kept.length), (0, kept.length)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         marked = st.pills("Mark", list(views.MARKS), selection_mode="multi", default=list(views.MARKS), key="marks", bind="query-params", wrap=True)
@@ -88,8 +92,7 @@ def shown(name: str, kept: KeptMap) -> AttentionMap:
     if moved is not None and (kept_maps.view_of(moved, kept.length) or whole) != (view or whole):
         st.query_params["zoom"] = moved
         st.rerun()
-    figure = partial(views.attention_figure, part, name)
-    downloads.files(f"{name}-{kept.head}-map", {ending: partial(_figure, figure, ending) for ending in (".html", ".png")})
+    downloads.drawn(partial(views.attention_figure, part, name), f"{name}-{kept.head}-map")
     return part
 
 
@@ -115,10 +118,6 @@ def told_of(kept: KeptMap) -> None:
     st.caption(f"Sinks by {rule}: {SINK_RULES[rule].source}. The first token counts if it receives more than {kept_maps.FIRST_TOKEN}.")
     made = f"{facts['model']}, {facts['dtype']} on {facts['device']}, workbench {facts['versions']['workbench']} (code {facts['versions']['code']})"
     st.caption(f"Made with {made}{'; ' + facts['kept'] if 'kept' in facts else ''}.")
-
-
-def _figure(figure: "partial", ending: str) -> bytes:
-    return views.figure_bytes(figure(), ending)
 
 
 def _loaded(path: Path) -> KeptMap | None:

@@ -70,7 +70,7 @@ def offer(found: HeadLabels, options: dict[str, str], label: str) -> None:
         st.error(sentence(error))
         return
     names = " ".join(map(str, heads))
-    st.caption(f"{len(heads)} heads: {names if len(names) <= 120 else f'{names[:120]} …'}. It takes {cost.words}.")
+    st.caption(f"{len(heads)} head{'s' * (len(heads) > 1)}: {names if len(names) <= 120 else f'{names[:120]} …'}. It takes {cost.words}.")
     taken = f"the {len(heads)} strongest by {options['by']}" if options["ablate"].isdecimal() else options["ablate"]
     title = f"{found.card.name} without {taken} ({options['kind']}), {options['lengths']} tokens"
     arguments, files = question(found, options)
@@ -88,7 +88,8 @@ def shown(found: Recall, name: str) -> None:
     for column, variant in zip(st.columns(3), VARIANTS, strict=True):
         if (found.tests["variant"] == variant).any():
             with column:
-                st.plotly_chart(views.recall_map(found, variant, measure), alt=f"Map of recall by length and depth, {VARIANTS[variant]}", key=f"map-{variant}")
+                alt = f"Map of recall by length and depth, {VARIANTS[variant]}"
+                downloads.chart(views.recall_map(found, variant, measure), f"{name}-{variant}", alt, key=f"map-{variant}")
     st.caption(f"Recall: {MEASURES[measure]}. Each cell is the mean over its needles (and draws); dark 0, bright 1. Depth 0 is the start of the text.")
     with st.expander("Every answer"):
         st.dataframe(found.tests, hide_index=True, height=400)

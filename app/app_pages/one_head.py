@@ -27,6 +27,7 @@ def table(found: HeadLabels, head: Head) -> None:
     rows = views.head_table(found, head, scores()).rename(columns=names)
     numbers = {name: st.column_config.NumberColumn(format="%.3f") for name in ("score", "null")}
     st.dataframe(rows, hide_index=True, column_config=numbers, height=min(38 * (len(rows) + 1), 420))
+    downloads.table(rows, f"{head}-scores")
     st.caption("Labels first. A null is what the same head scores where the behaviour cannot show; a head is labelled only above its own.")
     if "null" not in rows:
         st.caption("The labels file holds no nulls and intervals; `workbench score --out scores.parquet` writes those.")
@@ -34,12 +35,13 @@ def table(found: HeadLabels, head: Head) -> None:
 
 def attention(found: HeadLabels, head: Head, text: str) -> None:
     """Where the head looks in the text, token by token."""
-    from workbench.looking import look
+    from workbench.looking import look, pairs
 
     loaded = model(found)
     with told():
         seen = look(loaded, text, head)
     pinning_map(lambda pinned: views.token_canvas(head, seen.tokens, seen.pattern_QK, seen.received_K, pinned), len(seen.tokens), key="tokens")
+    downloads.tabled(lambda: pairs(seen.tokens, attention=seen.pattern_QK), f"{head}-attention")
     st.caption("Shades are the square root of the attention, 0–1. Hovering shows where a token looks; a click pins it.")
     if warning := seen.provenance.get("warning"):
         st.warning(warning)
@@ -54,6 +56,7 @@ def written(found: HeadLabels, head: Head, text: str) -> None:
         rows = writes(loaded, text, head)
     names = {"raises": "raises most", "lowers": "lowers most", "itself": f"rank of itself among {loaded.vocabulary:,}"}
     st.dataframe(rows.rename(columns=names), hide_index=True)
+    downloads.table(rows, f"{head}-writes")
     st.caption("From weights alone: the tokens whose logits the head changes most when it looks wholly at a token (W_U·OV·(W_E + MLP0(W_E))).")
 
 
@@ -99,6 +102,7 @@ def matched(found: HeadLabels, head: Head, text: str) -> None:
     with told(), st.spinner("Scoring the vocabulary"):
         rows = _matches(model(found), text, str(head))
     st.dataframe(rows.rename(columns={"itself": "rank of itself"}), hide_index=True, column_config={"spread": st.column_config.NumberColumn(format="%.2f")})
+    downloads.table(rows, f"{head}-matches")
     st.caption(
         "From weights alone (its QK circuit): the keys that the query of a token scores highest and lowest, each token by W_E + MLP0(W_E), both at one place, "
         "so that rotation is left out. Spread: standard deviation of the scores over the vocabulary, in logits of attention."
@@ -119,6 +123,7 @@ def examples(found: HeadLabels, head: Head) -> None:
         name: st.column_config.NumberColumn(format=form) for name, form in (("attention there", "%.2f"), ("length of the write", "%.1f"), ("× median", "%.1f"))
     }
     st.dataframe(rows.rename(columns=names), hide_index=True, column_config=numbers)
+    downloads.table(rows, f"{head}-examples")
     st.caption(
         "The longest writes ‖z W_O‖ in 8 pieces of 256 tokens of the Python language reference (seed 0), with the text before each and what it looks at."
     )

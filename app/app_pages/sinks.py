@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 from calibrated import calibrated_heads, calibration, uploader
 from chosen import BY_FINGERPRINT, head_of, labels, model, told
-from downloads import chart
+from downloads import chart, panel, table, tabled
 from maps import head_map, pinning_map
 
 from workbench import views
@@ -59,6 +59,7 @@ def by_score(found: HeadLabels) -> None:
     name = st.selectbox("Score", names, key="score", bind="query-params")
     if picked := head_map(views.head_canvas(found, views.panel(found, name)), key="sink_map"):
         st.switch_page(ONE_HEAD, query_params={"head": picked})
+    panel(found, views.panel(found, name), f"{found.card.name}-{name}")
     for rule in (rule for rule in found.rules.values() if rule.probe == name):
         st.caption(f"**{rule.label}**: {rule_text(rule)} ({rule.chance}). Source: {rule.source}.")
     from workbench.probes import PROBES
@@ -91,6 +92,7 @@ def on_text(found: HeadLabels) -> None:
     st.markdown("**Sinks of each head on this text**")
     if picked := head_map(views.head_canvas(found, views.sinks_panel(seen, rule)), key="text_map"):
         st.switch_page(ONE_HEAD, query_params={"head": picked, "text": text})
+    panel(found, views.sinks_panel(seen, rule), f"sinks-by-head-{rule}")
 
 
 def on_and_off(found: HeadLabels) -> None:
@@ -147,7 +149,8 @@ def predicted(tried: "Trial", name: str) -> None:
         several = int((tried.found_LH > 0).sum())
         st.markdown(f"The edit found **{int(tried.found_LH.sum())} sinks in {several} heads** of this prompt; heads without a sink are not changed.")
         st.caption(
-            "One prompt cannot tell whether calibration helps: see Calibrated heads for held-out questions. The one given here was taken because it changes."
+            "One prompt cannot tell whether calibration helps: see Calibrated heads for held-out questions. The one that comes with this page "
+            "was taken because it changes."
         )
 
 
@@ -161,9 +164,13 @@ def looked(found: HeadLabels, tried: "Trial", text: str) -> None:
         every = [str(head) for head in found.labels]
         head = head_of(st.selectbox("Head to look at", every, every.index(str(tried.most)), key="look", bind="query-params"), found)
         st.caption("Sinks that the edit found in each head; a click chooses the head to look at.")
-        if picked := head_map(views.head_canvas(found, views.found_panel(tried.found_LH, "sinks"), head), key="found_map"):
+        shown = views.found_panel(tried.found_LH, "sinks")
+        if picked := head_map(views.head_canvas(found, shown, head), key="found_map"):
             st.session_state[PICKED] = picked
             st.rerun()
+        panel(found, shown, "sinks-found")
+    from workbench.looking import pairs
+
     loaded = model(found)
     with right, told():
         seen = _shift(loaded, text, tried.edit, head)
@@ -171,12 +178,14 @@ def looked(found: HeadLabels, tried: "Trial", text: str) -> None:
         pinning_map(lambda row: views.token_canvas(head, seen.tokens, seen.before_QK, seen.before_K, row), len(seen.tokens), key="before")
         st.markdown(f"**{head} calibrated**")
         pinning_map(lambda row: views.token_canvas(head, seen.tokens, seen.after_QK, seen.after_K, row), len(seen.tokens), key="after")
+        tabled(lambda: pairs(seen.tokens, before=seen.before_QK, after=seen.after_QK), f"{head}-attention")
         st.caption("Shades are the square root of the attention, 0–1. Hovering shows where a token looks; a click pins it in both texts.")
         if seen.sinks.empty:
             st.info(f"{head} has no sink in this prompt by this rule; if it changes, that comes from calibrated heads of earlier layers.")
             return
         numbers = {name: st.column_config.NumberColumn(words, format="%.3f") for name, words in SINK_COLUMNS.items()}
         st.dataframe(seen.sinks, hide_index=True, column_config=numbers)
+        table(seen.sinks, f"{head}-sinks")
         st.caption("The sinks of this head in the plain model: the mean attention that they receive, what a sink must exceed, and what is left, all 0–1.")
 
 

@@ -50,13 +50,14 @@ class Setting:
             raise InputError("a needle test takes at least one needle per length and depth, one token of an answer, and no negative number of draws")
 
     def check(self, model: HFModel) -> None:
-        """Raise `InputError` if a test with its answer is longer than the model's context."""
+        """Raise `InputError` if a test with its answer is longer than the model's context, or too short for a needle."""
         longest = max(self.tests.lengths(model))
         if longest + self.answer_tokens > model.max_length:
             raise InputError(
                 f"a test of {longest:,} tokens with an answer of {self.answer_tokens} is longer than the context of {model.name}, "
                 f"{model.max_length:,} tokens; take shorter lengths"
             )
+        self.tests.check(model)
 
     def answers(self, model: HFModel) -> list[int]:
         """The lengths in tokens of all prompts that are answered."""
@@ -76,12 +77,21 @@ def chosen(labels: HeadLabels, what: str, probe: str = "retrieval") -> tuple[Hea
     elif what in labels.counts():
         found = labels.heads(what)
     else:
-        found = tuple(dict.fromkeys(Head.parse(name) for name in what.split(",")))
+        found = tuple(dict.fromkeys(_named(labels, what)))
         for head in found:
             labels.card.shape.check(head)
     if not 0 < len(found) < len(labels.labels):
         raise InputError(f"{what!r} takes {len(found)} of {len(labels.labels)} heads away; take at least one, and leave one")
     return found
+
+
+def _named(labels: HeadLabels, what: str) -> Iterator[Head]:
+    try:
+        yield from map(Head.parse, what.split(","))
+    except InputError as error:
+        raise InputError(
+            f"{what!r} is no number of heads, no label ({', '.join(labels.counts()) or 'there are none'}), and no list of heads such as L17H3,L18H6"
+        ) from error
 
 
 def measure(

@@ -5,7 +5,7 @@ from workbench.views.calibration import ACT_VARIANTS, found_panel, gain_canvas, 
 from workbench.views.canvas import head_canvas, script, signed_canvas, token_canvas
 from workbench.views.comparing import depth_figure, difference_canvas, versus_figure
 from workbench.views.emergence import emergence_figure
-from workbench.views.export import TABLES, camera, check_ending, figure_bytes, save_figure, save_table, table_bytes
+from workbench.views.export import FIGURES, TABLES, camera, check_ending, figure_bytes, no_pictures, save_figure, save_table, table_bytes
 from workbench.views.heads import Panel, head_map, panel, panel_picture, panels, text_map
 from workbench.views.long_map import MARKS, block_canvas
 from workbench.views.one_head import adds_figure, following_figure, head_table, lost_figure
@@ -19,6 +19,7 @@ from workbench.views.successor import Standing, class_figure, class_table, resid
 
 __all__ = [
     "ACT_VARIANTS",
+    "FIGURES",
     "MARKS",
     "PANELS",
     "TABLES",
@@ -50,6 +51,7 @@ __all__ = [
     "held_out_text",
     "lost_figure",
     "memory_figure",
+    "no_pictures",
     "pair_figure",
     "panel",
     "panel_picture",

@@ -53,6 +53,15 @@ def figure_bytes(figure: go.Figure, ending: str = ".html") -> bytes:
     return content
 
 
+def no_pictures() -> str:
+    """Why this machine cannot draw pictures, as far as it shows without a try; empty if it can."""
+    if find_spec("kaleido") is None:
+        return NO_KALEIDO
+    from choreographer.browsers.chromium import Chromium
+
+    return "" if Chromium.find_browser(skip_local=False) else NO_BROWSER
+
+
 def pictures(figures: Sequence[go.Figure], ending: str = ".png") -> list[bytes]:
     """Several figures as pictures, `.png` or `.svg`, with one start of the browser. Raises `InputError` as `figure_bytes` does."""
     if find_spec("kaleido") is None:
