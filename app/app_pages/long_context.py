@@ -23,7 +23,7 @@ EXAMPLE_HEAD = "L17H3"
 PROMPTS = ("Needle test", "Own text")
 MOST_TOKENS = 131_072
 TEXT_MB = 2
-MAP_PIXELS, BESIDE_PIXELS = 840, 520
+MAP_PIXELS, BESIDE_PIXELS = 780, 390
 TEXT, MAP = "text.txt", "map.npz"
 STRANGE = ": what a head does there says little about how it works."
 
@@ -100,7 +100,8 @@ def strongest(name: str, kept: KeptMap, part: AttentionMap) -> None:
     """The part in view as a table."""
     rows = kept_maps.strongest(kept, part)
     st.markdown("**The strongest cells in view**")
-    st.dataframe(rows, hide_index=True, column_config={"attention": st.column_config.NumberColumn(format="%.4f")})
+    columns = {"attention": st.column_config.NumberColumn(format="%.4f", width=82)} | dict.fromkeys(("row", "key"), st.column_config.TextColumn(width=148))
+    st.dataframe(rows, hide_index=True, column_config=columns, column_order=list(columns))
     st.caption(f"Attention, 0–1{'' if part.exact else '; of a block, the largest that it has'}. Tokens count from 0.")
     downloads.table(rows, f"{name}-{kept.head}-strongest")
 
