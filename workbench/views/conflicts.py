@@ -85,6 +85,6 @@ def pruning_figure(curve: pd.DataFrame, side: str, count: int) -> go.Figure:
     figure.add_vline(x=count, line={"width": 6, "color": "rgba(128,128,128,0.35)"})
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"}
     figure.update_layout(template="plotly_white", height=420, legend=legend, margin={"t": 100, "l": 10, "r": 10, "b": 10})
-    figure.update_xaxes(title=f"{side} heads pruned, the most important first", dtick=max(1, len(curve) // 10), range=[-0.5, len(curve) - 0.5])
+    figure.update_xaxes(title=f"{side} heads pruned, strongest first", dtick=max(1, len(curve) // 10), range=[-0.5, len(curve) - 0.5])
     figure.update_yaxes(title="share of answers", tickformat=".0%", range=[-0.04, 1.06])
     return figure

@@ -54,6 +54,6 @@ def kept_figure(table: pd.DataFrame, ablation: str, methods: Sequence[str]) -> g
         figure.add_hline(y=place, line={"dash": "dot", "width": 1, "color": "#888888"})
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
     figure.update_layout(template="plotly_white", height=440, legend=legend, margin={"t": 90, "l": 10, "r": 10, "b": 10})
-    figure.update_xaxes(title="first heads of the method's ranking that are kept", type="category")
+    figure.update_xaxes(title="heads kept, first of the ranking", type="category")
     figure.update_yaxes(title=f"faithfulness ({ablation})")
     return figure
