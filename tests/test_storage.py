@@ -9,6 +9,7 @@ from upath import UPath
 
 from workbench import storage
 from workbench.errors import InputError
+from workbench.sweeping.tasks import runs_for
 
 
 @pytest.fixture(params=["folder", "memory", "address of a folder"])
@@ -34,6 +35,14 @@ def test_an_address_of_a_folder_is_a_folder(tmp_path):
     assert storage.place("runs") == Path("runs")
 
 
+def test_the_memory_of_a_process_is_no_place_that_lasts():
+    assert storage.lasting("s3://bucket/runs") == "s3://bucket/runs"
+    with pytest.raises(InputError, match="memory://x is the memory of one process, and gone with it"):
+        storage.lasting("memory://x")
+    with pytest.raises(InputError, match="is the memory of one process"):
+        runs_for("memory://x", "ray")
+
+
 def test_an_unknown_protocol_is_refused():
     with pytest.raises(InputError, match="nowhere://x cannot be used as a storage"):
         storage.place("nowhere://x")
@@ -54,10 +63,11 @@ def failing(monkeypatch, times, number=errno.ENOSPC):
     return tried
 
 
-def test_a_full_storage_is_waited_for(tmp_path, monkeypatch):
-    tried = failing(monkeypatch, 3)
+def test_a_full_storage_is_waited_for_and_that_is_said_once(tmp_path, monkeypatch, caplog):
+    tried = failing(monkeypatch, 5)
     storage.write(tmp_path / "a", b"x", patience=30)
-    assert len(tried) == 4
+    assert len(tried) == 6
+    assert caplog.messages == [f"cannot write {tmp_path / 'a'}: No space left on device; trying again for 30 s"]
     assert storage.read(tmp_path / "a") == b"x"
 
 
@@ -71,9 +81,10 @@ def test_a_storage_that_stays_full_is_told_and_keeps_what_it_had(tmp_path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_what_no_waiting_mends_is_told_at_once(tmp_path, monkeypatch):
-    tried = failing(monkeypatch, 10**6, errno.EACCES)
-    with pytest.raises(InputError, match="Permission denied"):
+@pytest.mark.parametrize(("number", "said"), [(errno.EACCES, "Permission denied"), (errno.EROFS, "Read-only file system")])
+def test_what_no_waiting_mends_is_told_at_once(tmp_path, monkeypatch, number, said):
+    tried = failing(monkeypatch, 10**6, number)
+    with pytest.raises(InputError, match=said):
         storage.write(tmp_path / "a", b"new", patience=600)
     assert len(tried) == 1
 

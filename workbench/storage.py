@@ -3,6 +3,8 @@
 A storage that is full or cannot be reached for a while can be waited for.
 """
 
+import errno
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -23,6 +25,9 @@ WHOLE = ("abfs", "abfss", "az", "gcs", "gs", "memory", "s3", "s3a")
 _PAUSES = (0.1, 0.5, 2.0, 5.0)
 """Seconds between two attempts; the last again and again."""
 
+SAID = 2
+"""After so many further attempts it is said, once, that a storage is waited for."""
+
 _Value = TypeVar("_Value")
 
 
@@ -39,6 +44,13 @@ def place(text: str | Path | UPath) -> Place:
     except (ImportError, ValueError) as error:
         raise InputError(f"{text} cannot be used as a storage: {error}") from error
     return found
+
+
+def lasting(text: str) -> str:
+    """The address, if what lies there outlasts this process and is seen by others. Raises `InputError` for one that lives in a process's memory."""
+    if text.startswith("memory://"):
+        raise InputError(f"{text} is the memory of one process, and gone with it; give a folder or another address")
+    return text
 
 
 def write(path: Place, content: bytes, patience: float = 0) -> None:
@@ -89,17 +101,22 @@ def _written(path: Place, content: bytes) -> None:
 
 
 def _patiently(act: Callable[[], _Value], what: str, patience: float) -> _Value:
-    """Do it, again and again while the storage refuses, until the patience is over; a refusal that no waiting mends is passed on at once."""
+    """Do it, again and again while the storage refuses, until the patience is over, and say so; a refusal that no waiting mends is passed on at once."""
     end, attempt = time.monotonic() + patience, 0
     while True:
         try:
             return act()
         except (OSError, InputError) as error:
             pause = _PAUSES[min(attempt, len(_PAUSES) - 1)]
-            final = isinstance(error.__cause__ or error, (PermissionError, IsADirectoryError, NotADirectoryError))
+            cause = error.__cause__ or error
+            final = isinstance(cause, (PermissionError, IsADirectoryError, NotADirectoryError)) or getattr(cause, "errno", None) == errno.EROFS
             if final or time.monotonic() + pause > end:
                 if isinstance(error, InputError):
                     raise
                 raise InputError(f"cannot {what}: {error.strerror or error}; what was finished before is intact") from error
+            if attempt == SAID:
+                logging.getLogger(__name__).warning(
+                    "cannot %s: %s; trying again for %.0f s", what, getattr(cause, "strerror", None) or cause, end - time.monotonic()
+                )
             time.sleep(pause)
             attempt += 1

@@ -47,10 +47,10 @@ def sweep(
 
     Example: `workbench sweep --model smollm2-135m --probe induction --probe previous_token --seed 0 --seed 1 --out sweep`
     """
-    from workbench.storage import place
+    from workbench.storage import lasting, place
     from workbench.sweeping import Dataset, planned, run
 
-    asked, dataset = _asked(file, model, probe, seed, length, preset, ablate), Dataset(place(out))
+    asked, dataset = _asked(file, model, probe, seed, length, preset, ablate), Dataset(place(lasting(out)))
     show.hush_libraries()
     costs = planned(asked, dataset.finished(), _device(executor, gpus), show.remark)
     if plan:

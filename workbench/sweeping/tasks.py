@@ -12,7 +12,7 @@ from workbench.errors import InputError
 from workbench.executors import Desk, Executor, Outcome, Wanted
 from workbench.measure import Progress, answer
 from workbench.scores import HeadScores
-from workbench.storage import place
+from workbench.storage import lasting, place
 
 PATIENCE = 60.0
 """Seconds for which a worker waits for a storage that is full or cannot be reached."""
@@ -138,4 +138,4 @@ def runs_for(runs: Any, executor: str) -> str:
     """The address of the runs as text, made absolute. Raises `InputError` if nothing is to be kept, which workers cannot do without."""
     if str(runs) == "-":
         raise InputError(f"--executor {executor} needs a place for finished parts that all workers see: give --runs a folder or an address")
-    return str(runs) if "://" in str(runs) else str(place(str(runs)).absolute())
+    return lasting(str(runs)) if "://" in str(runs) else str(place(str(runs)).absolute())
