@@ -89,6 +89,27 @@ def test_what_no_waiting_mends_is_told_at_once(tmp_path, monkeypatch, number, sa
     assert len(tried) == 1
 
 
+def test_what_a_driver_raises_is_a_refusal(monkeypatch):
+    class EndpointConnectionError(Exception):
+        """As drivers of object stores have them."""
+
+    path = storage.place("memory://away/a")
+    left, real = [1, 1], type(path).exists
+
+    def exists(self):
+        if left:
+            left.pop()
+            raise EndpointConnectionError("Could not connect to the endpoint URL\nand more")
+        return real(self)
+
+    monkeypatch.setattr(type(path), "exists", exists)
+    monkeypatch.setattr(storage, "_PAUSES", (0.01,))
+    assert storage.names(path.parent, ".json", patience=30) == set()
+    left.append(1)
+    with pytest.raises(InputError, match=r"^cannot list memory://away/a: Could not connect to the endpoint URL; what was finished before is intact$"):
+        storage.names(path, ".json")
+
+
 def test_a_storage_that_comes_back_is_read(monkeypatch):
     path = storage.place("memory://back/a")
     storage.write(path, b"x")

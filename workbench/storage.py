@@ -55,17 +55,17 @@ def lasting(text: str) -> str:
 
 def write(path: Place, content: bytes, patience: float = 0) -> None:
     """Write a file, whole or not at all. Raises `InputError` if the storage refuses for all of the `patience`, in seconds; what it had is intact."""
-    _patiently(lambda: _written(path, content), f"write {path}", patience)
+    _patiently(lambda: _written(path, content), "write", path, patience)
 
 
 def read(path: Place, patience: float = 0) -> bytes | None:
     """The content of a file; None if it is not there. Raises `InputError` if the storage cannot be reached for all of the `patience`, in seconds."""
-    return _patiently(lambda: _content(path), f"read {path}", patience)
+    return _patiently(lambda: _content(path), "read", path, patience)
 
 
 def names(folder: Place, ending: str, patience: float = 0) -> set[str]:
     """The names of the files in a folder with an ending, without it; none where there is no folder. Raises as `read` does."""
-    return _patiently(lambda: _listed(folder, ending), f"list {folder}", patience)
+    return _patiently(lambda: _listed(folder, ending), "list", folder, patience)
 
 
 def _content(path: Place) -> bytes | None:
@@ -100,23 +100,23 @@ def _written(path: Place, content: bytes) -> None:
     path.fs.mv(part.path, path.path)
 
 
-def _patiently(act: Callable[[], _Value], what: str, patience: float) -> _Value:
+def _patiently(act: Callable[[], _Value], verb: str, path: Place, patience: float) -> _Value:
     """Do it, again and again while the storage refuses, until the patience is over, and say so; a refusal that no waiting mends is passed on at once."""
+    refusals = (OSError, InputError) if isinstance(path, Path) else Exception  # drivers of other storages raise what they like
     end, attempt = time.monotonic() + patience, 0
     while True:
         try:
             return act()
-        except (OSError, InputError) as error:
+        except refusals as error:
             pause = _PAUSES[min(attempt, len(_PAUSES) - 1)]
-            cause = error.__cause__ or error
+            cause = error.__cause__ if isinstance(error, InputError) and error.__cause__ else error
+            reason = getattr(cause, "strerror", None) or str(cause).strip().partition("\n")[0] or type(cause).__name__
             final = isinstance(cause, (PermissionError, IsADirectoryError, NotADirectoryError)) or getattr(cause, "errno", None) == errno.EROFS
             if final or time.monotonic() + pause > end:
                 if isinstance(error, InputError):
                     raise
-                raise InputError(f"cannot {what}: {error.strerror or error}; what was finished before is intact") from error
+                raise InputError(f"cannot {verb} {path}: {reason}; what was finished before is intact") from error
             if attempt == SAID:
-                logging.getLogger(__name__).warning(
-                    "cannot %s: %s; trying again for %.0f s", what, getattr(cause, "strerror", None) or cause, end - time.monotonic()
-                )
+                logging.getLogger(__name__).warning("cannot %s %s: %s; trying again for %.0f s", verb, path, reason, end - time.monotonic())
             time.sleep(pause)
             attempt += 1
