@@ -16,6 +16,11 @@ def opened() -> None:
     st.session_state[_OPENED] = st.container(), asked
 
 
+def heard(name: str) -> None:
+    """A page says itself what became of this value."""
+    st.session_state[_OPENED][1].pop(name, None)
+
+
 def say() -> None:
     """Say which values of the address were put aside, and what stands in their place: once, when all controls are there or the page stops."""
     place, asked = st.session_state.pop(_OPENED, (None, {}))

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import streamlit as st
-from chosen import runs, sentence, told
+from chosen import literal, runs, sentence, told
 
 from workbench import jobs
 from workbench.errors import InputError
@@ -51,7 +51,7 @@ def follow(job: jobs.Job) -> bool:
     elif state != "done":
         last = next((line for line in map(_bare, reversed(job.log().splitlines())) if line), "")
         say = st.error if state == "failed" else st.warning
-        say(f"This job {jobs.STATES[state]}.{f' The last it said: {last}' if last and state == 'failed' else ''}")
+        say(f"This job {jobs.STATES[state]}.{f' The last it said: {literal(last)}' if last and state == 'failed' else ''}")
     return state == "done"
 
 

@@ -1,6 +1,7 @@
 """What is shown? The labels and the model that all pages share, and how they say what went wrong."""
 
 import os
+import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -147,10 +148,16 @@ def runs() -> Path:
 
 
 def sentence(error: InputError) -> str:
-    """What went wrong, as a sentence."""
-    text = str(error).removesuffix(".") + "."
+    """What went wrong, as a sentence. It may repeat what others wrote, of which no picture and no link is made."""
+    text = literal(str(error).removesuffix(".")) + "."
     first, _, rest = text.partition(" ")
     return f"{first.capitalize()} {rest}" if first.isalpha() and first.islower() else text
+
+
+def literal(text: str) -> str:
+    """A text that Streamlit shows as it is, but for what stands in backticks: nothing in it is fetched, linked or set in another way."""
+    parts = re.split(r"(`[^`\n]*`)", text)
+    return "".join(part if number % 2 else re.sub(r"([\[\]$*~])", r"\\\1", part) for number, part in enumerate(parts))
 
 
 def cells() -> dict[str, Path]:

@@ -4,6 +4,7 @@ import pytest
 
 pytest.importorskip("streamlit", reason="streamlit is not installed: pip install -e '.[app]'")
 
+from chosen import literal
 from dashboard import opened
 
 pytestmark = pytest.mark.usefixtures("nothing_is_remembered")
@@ -60,3 +61,32 @@ def test_a_zoom_that_is_no_part_of_the_map_is_said(root):
     (warning,) = warned(opened(LONG, zoom="5:9000,0:4"))
     assert warning == "The zoom of the address, `5:9000,0:4`, is no part of this map of 8,188 tokens: all of it is shown."
     assert not warned(opened(LONG, zoom="5:90,0:4"))
+
+
+PICTURE = "![x](http://example.invalid/a.png)"
+
+
+@pytest.mark.parametrize(
+    ("page", "query"),
+    [
+        ("app_pages/needle_test.py", {"job": PICTURE}),
+        ("app_pages/needle_test.py", {"ablate": PICTURE}),
+        ("app_pages/runs.py", {"job": PICTURE}),
+        (LONG, {"source": "Own text", "file": "![](//a.b/c.png)"}),
+    ],
+)
+def test_what_an_address_holds_is_repeated_as_it_is_and_fetches_nothing(root, page, query):
+    app = opened(page, **query)
+    said = [element.value for element in (*app.warning, *app.error, *app.info, *app.caption)]
+    assert any(r"!\[" in text for text in said)
+    assert not any("![" in text for text in said)
+
+
+def test_what_is_shown_as_it_is_keeps_what_stands_in_backticks():
+    assert literal("say `a[0]` or [b](c) for $1 *now*") == r"say `a[0]` or \[b\](c) for \$1 \*now\*"
+    assert literal(f"`\n\n{PICTURE}`") == "`\n\n" + r"!\[x\](http://example.invalid/a.png)`"  # no code reaches over a paragraph
+
+
+def test_what_a_page_says_itself_is_not_said_twice(root):
+    app = opened("app_pages/runs.py", run="nothing")
+    assert len([text for text in warned(app) if "nothing" in text]) <= 1

@@ -7,7 +7,7 @@ import addresses
 import downloads
 import streamlit as st
 from background import ALIVE, addressed, follow, placed, start
-from chosen import BUNDLED, UPLOAD, head_of, labels, model_name, runs, sketch, told
+from chosen import BUNDLED, UPLOAD, head_of, labels, literal, model_name, runs, sketch, told
 from maps import block_map
 
 from workbench import jobs, kept_maps, views
@@ -60,7 +60,7 @@ def computing(found: HeadLabels, asked: Asked, text: str, job: jobs.Job | None, 
         st.warning("Its map has been computed, but cannot be read; it can be computed again.")
         job.remove()
     if asked.text and not text:
-        st.info(f"The text {asked.text} is not here; upload it again under Prompt, or choose the needle test.")
+        st.info(f"The text {literal(asked.text)} is not here; upload it again under Prompt, or choose the needle test.")
         return
     with told(), st.spinner("Estimating"):
         tokens, warning = _beforehand(found, asked, text)
@@ -156,7 +156,7 @@ head = head_of(left.selectbox("Head", every, index=every.index(first), key="head
 with right.popover("Prompt", width="stretch"):
     asked, text = prompt(found, head)
 names = ", ".join(found.labels[head]) or "no label"
-of = f"text {asked.text}" if asked.text else f"a needle test, depth {asked.depth:g}, seed {asked.seed}"
+of = f"text {literal(asked.text)}" if asked.text else f"a needle test, depth {asked.depth:g}, seed {asked.seed}"
 st.caption(f"{head}: {names}. About {asked.length:,} tokens of {of}. Rows are the tokens that look; keys, to the right, those that they look at.")
 if asked.text or st.session_state["source"] == PROMPTS[0]:
     job = addressed() if asked.text and not text else jobs.same(runs(), *question(found, asked, text))

@@ -2,9 +2,10 @@
 
 import os
 
+import addresses
 import streamlit as st
 from background import ALIVE, follow, forget, placed, start
-from chosen import runs, sketched, told
+from chosen import literal, runs, sketched, told
 
 from workbench import jobs
 from workbench.runs import overview, remove
@@ -18,7 +19,8 @@ def gone(key: str, there: list[str], kind: str) -> None:
     """Say that what the address, or the page before, names is not there any more."""
     wanted = st.session_state.get(key) or st.query_params.get(key)
     if wanted and wanted not in there:
-        st.warning(f"{kind} {wanted} is not there; it may have been removed.")
+        st.warning(f"{kind} {literal(wanted)} is not there; it may have been removed.")
+        addresses.heard(key)
 
 
 def background() -> None:
