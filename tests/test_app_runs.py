@@ -150,6 +150,7 @@ def test_a_run_is_deleted_once_that_is_confirmed(root):
     assert not made[0].folder.exists()
     assert made[1].load("part-0000") is not None
     assert [message.value for message in app.success] == [f"Run {made[0].fingerprint} was deleted."]
+    assert made[0].fingerprint not in str(app.query_params.get("run"))  # the address does not ask for it any more
     assert app.selectbox(key="run").value == made[1].fingerprint
     assert "may have been removed" not in words(app)
     shutil.rmtree(made[1].folder)

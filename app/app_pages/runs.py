@@ -107,6 +107,7 @@ def kept() -> None:
     rows = overview(runs())
     if deleted := st.session_state.pop("deleted", ""):
         st.success(f"Run {deleted} was deleted.")
+        st.session_state["run"] = next(iter(rows["run"]), None)
     else:
         gone("run", list(rows["run"]), "Run")
     if rows.empty:
