@@ -64,6 +64,7 @@ way: {implementation: torch, chunk: 128}
     assert len(cells) == 2 * 3 * 4 * 2
     assert len({cell.fingerprint for cell in cells}) == len(cells)
     assert cells[0].what == "smollm2-135m, plain, seed 0"
+    assert Sweep.parse({"models": [{"name": "other", "revision": 1000}]}).models == (Wanted("other", "1000"),)
 
 
 @pytest.mark.parametrize(
@@ -75,9 +76,14 @@ way: {implementation: torch, chunk: 128}
         ("edits: [{ablat: [L0H0]}]", "unknown key of edits 'ablat'.*ablate"),
         ("edits: [{calibrate: {rule: {knd: share}}}]", "unknown key of rule 'knd'.*kind"),
         ("way: {chunks: 3}", "unknown key of way 'chunks'.*chunk"),
+        ("way: {implementation: fast}", "unknown implementation .fast.; there are: .*torch"),
         ("probes: [inductoin]", "unknown probe 'inductoin'"),
         ("probes: induction", "probes is a list, got 'induction'"),
         ("models: []", "a sweep needs one or more models"),
+        ("probes: []", "a sweep needs one or more probes"),
+        ("models: [{name: [a]}]\nprompts: [{lengths: 300}]", "lengths is a list, got 300"),
+        ("prompts: [{length: long}]", "lengths are whole numbers, got 'long'"),
+        ("prompts: [{lengths: [300.5]}]", "lengths are whole numbers, got 300.5"),
         ("models: [a, a]", "a sweep has each of its models once"),
         ("seeds: [one]", "seeds are whole numbers, got 'one'"),
         ("seeds: [true]", "seeds are whole numbers, got True"),

@@ -200,9 +200,8 @@ class OnRay(Local):
         if any(self._room(node) for node in nodes):
             return
         most = {name: max((node["Resources"].get(name, 0) for node in nodes), default=0) for name in self._needs}
-        raise InputError(
-            f"a task takes {self._asked}, and no node of the cluster has that: at most {most['CPU']:g} CPUs and {most['GPU']:g} GPUs; see --gpus-per-task"
-        )
+        there = f"at most {most['CPU']:g} CPUs and {most['GPU']:g} GPUs"
+        raise InputError(f"a task takes {self._asked}, and no node of the cluster has that: {there}; see --cpus-per-task and --gpus-per-task")
 
 
 def _connect(address: str | None) -> bool:

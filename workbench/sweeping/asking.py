@@ -14,6 +14,7 @@ from workbench.errors import InputError, unknown
 from workbench.executors import Wanted
 from workbench.groups import Way
 from workbench.heads import Head
+from workbench.implementations import IMPLEMENTATIONS
 from workbench.options import Options
 from workbench.runs import fingerprint_of, versions
 from workbench.sources import CATALOGUE
@@ -89,12 +90,14 @@ class Sweep:
     way: Way = field(default_factory=Way)
 
     def __post_init__(self) -> None:
-        for name in ("models", "prompts", "seeds", "edits"):
-            if not getattr(self, name):
+        for name in ("models", "probes", "prompts", "seeds", "edits"):
+            if getattr(self, name) is not None and not getattr(self, name):
                 raise InputError(f"a sweep needs one or more {name}")
         for name in ("models", "seeds"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise InputError(f"a sweep has each of its {name} once")
+        if self.way.implementation not in ("auto", *IMPLEMENTATIONS):
+            raise unknown("implementation", self.way.implementation, ["auto", *IMPLEMENTATIONS])
         for options in self.prompts.values():
             for edits in self.edits.values():
                 _ = Asked(self.probes, self.preset, 0, options, self.way, edits).groups  # what cannot be asked shows before anything is loaded
@@ -135,7 +138,7 @@ class Sweep:
         if "edits" in data:
             given["edits"] = _named("edits", (_edits(one) for one in _list("edits", data["edits"])))
         if "seeds" in data:
-            given["seeds"] = tuple(_seed(one) for one in _list("seeds", data["seeds"]))
+            given["seeds"] = tuple(_whole("seeds", one) for one in _list("seeds", data["seeds"]))
         if "preset" in data:
             given["preset"] = str(data["preset"])
         if "way" in data:
@@ -144,6 +147,8 @@ class Sweep:
 
 
 def _wanted(data: Any) -> Wanted:
+    if isinstance(data, Mapping):  # a revision may look like a number
+        data = {name: value if value is None else str(value) for name, value in data.items()}
     return Wanted(data) if isinstance(data, str) else _made("a model", Wanted, data)
 
 
@@ -151,7 +156,10 @@ def _options(data: Any) -> tuple[str, Options | None]:
     if data is None or data == _PLAIN:
         return _PLAIN, None
     _check_keys("prompts", data, ["name", *(one.name for one in fields(Options))])
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name != "name"}
+    lists = ("lengths", "depths")
+    given = {name: tuple(_list(name, value)) if name in lists else value for name, value in data.items() if name != "name"}
+    for value in (*given.get("lengths", ()), *(given[name] for name in ("length",) if name in given)):
+        _whole("lengths", value)
     given |= {name: Path(str(given[name])) for name in ("needles", "haystack") if name in given}
     words = ", ".join(f"{name} {_short(value)}" for name, value in given.items())
     return str(data.get("name") or words or _PLAIN), _made("prompts", Options, given) if given else None
@@ -218,9 +226,9 @@ def _list(name: str, value: Any) -> list[Any]:
     return list(value)
 
 
-def _seed(value: Any) -> int:
+def _whole(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InputError(f"seeds are whole numbers, got {value!r}")
+        raise InputError(f"{name} are whole numbers, got {value!r}")
     return value
 
 
