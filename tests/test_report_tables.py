@@ -104,6 +104,11 @@ def overlap(q=0.01, ceiling=0.8, bare=0.01):
     return pd.DataFrame(rows, columns=columns)
 
 
+def code_sizes(worst=0.6, seeds=2):
+    rows = [(many, 200, 10, seed, 0, score - 0.1 * seed, 0.5, 0.5, 3.0, 0.01) for many, score in ((5, worst + 0.1), (100, 0.9)) for seed in range(seeds)]
+    return pd.DataFrame(rows, columns=["examples", "latents", "pairs", "seed", "model_seed", "auroc", "average_precision", "f1", "codes", "loss"])
+
+
 def moved(own=0.9, random=0.1, other=0.2):
     rows = []
     for kind, mine, theirs in (("kept", own, other), ("drop", 0.8, 0.2)):
@@ -130,12 +135,15 @@ USUAL = {
     "steering": (steering, ["Moves of one class share its words and are not independent, so that intervals are too narrow."]),
     "methods": (methods, []),
     "recovery": (recovered, ["The models are written by hand: what finds their circuit need not find that of a trained one."]),
+    "code_sizes": (code_sizes, []),
     "overlap": (overlap, []),
     "transfer": (moved, [f"A value has no interval; beside it stand {RANDOMS} with as many heads in each layer."]),
     "turned": (turned, []),
     "streams": (streams, ["All losses are of one text, so that they have no intervals over texts."]),
 }  # fmt: skip
 CASES = {
+    "codes by chance": ("code_sizes", {"worst": 0.4}, "care", "Not clearly better than chance (AUROC 0.5) with 1 of 2 settings"),
+    "codes of one seed": ("code_sizes", {"seeds": 1}, "know", "One seed only, 0."),
     "input": ("sinks", {"repeated": 0.1}, "care", "Whether a head has a sink at the first token depends on what is read, heads with one: natural text 10,"),
     "rules": ("sinks", {"later": (0.9, 0.9, 0.1)}, "care", "The rules of later sinks do not name the same heads: alpha_n 10, absolute 10, uniform 0; 0 by"),
     "no-op": ("sinks", {"mass": 0.95}, "know", "A sink is not by itself a no-op: of 10 heads with more than 90% of the mass on delimiters and the first"),
@@ -227,6 +235,15 @@ def test_known_circuits_stand_by_the_models_that_leak():
     assert circles(picture.svg) == [("one", 0.86, 0.82, 0.9), ("two", 0.76, 0.72, 0.8)]
     assert "leak 0.001" in picture.caption
     assert found.in_short == "Best average precision where the circuit is known: heads one 0.86."
+
+
+def test_codes_stand_by_their_settings():
+    found = section("code_sizes", code_sizes())
+    picture, table = blocks(found, "auroc", "")
+    names = ["5 examples, 200 latents, 10 pairs", "100 examples, 200 latents, 10 pairs"]
+    assert circles(picture.svg) == [(names[0], 0.65, 0.6, 0.7), (names[1], 0.85, 0.8, 0.9)]
+    assert table.shown["auroc"].tolist() == pytest.approx([0.65, 0.85])
+    assert found.in_short == "Codes find a known circuit best, AUROC 0.85, with 100 examples, 200 latents, 10 pairs; by chance 0.5."
 
 
 def test_a_matrix_tells_every_pair_both_ways_and_nothing_of_a_task_with_itself():

@@ -89,6 +89,22 @@ def of_recovery(rows: pd.DataFrame) -> Said:
     yield "know", "the models are written by hand: what finds their circuit need not find that of a trained one"
 
 
+SETTINGS = ["examples", "latents", "pairs"]
+"""What codes of a known circuit are varied by: prompts to train on, size of the code book, pairs of prompts that are coded."""
+
+BY_CHANCE = 0.5
+"""AUROC of heads that are ranked at random."""
+
+
+def of_code_sizes(rows: pd.DataFrame) -> Said:
+    """What a table of codes by their settings calls for, as level and text."""
+    least = rows.groupby(SETTINGS)["auroc"].min()
+    if poor := int((least <= BY_CHANCE).sum()):
+        yield "care", f"not clearly better than chance (AUROC {BY_CHANCE}) with {poor} of {len(least)} settings, their worst seed counted"
+    if (single := rows[["model_seed", "seed"]].drop_duplicates()).shape[0] == 1:
+        yield "know", f"one seed only, {single['seed'].iloc[0]}"
+
+
 def overlap_of(rows: pd.DataFrame, budget: float) -> pd.DataFrame:
     """The Jaccard index of every two tasks' circuits of one size, both ways round; nothing on the diagonal."""
     part = rows[rows["budget"] == budget]

@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from workbench.circuits.statistics import share_interval
 from workbench.results.caveats import Caveat, counted, sentence
 from workbench.results.of_head_tables import of_sinks, of_steering, of_successors
-from workbench.results.of_methods import of_methods, of_overlap, of_recovery, of_streams, of_transfer, of_turned
+from workbench.results.of_methods import of_code_sizes, of_methods, of_overlap, of_recovery, of_streams, of_transfer, of_turned
 from workbench.results.of_needles import FEW, of_needles, of_recall
 
 ENOUGH = 20.0
@@ -108,6 +108,7 @@ _OF: Mapping[str, Callable[[pd.DataFrame], Iterator[tuple[str, str]]]] = {
     "steering": of_steering,
     "methods": of_methods,
     "recovery": of_recovery,
+    "code_sizes": of_code_sizes,
     "overlap": of_overlap,
     "transfer": of_transfer,
     "turned": of_turned,

@@ -26,6 +26,7 @@ MOST_BYTES = 50 * 2**20
 TABLES: Mapping[str, frozenset[str]] = {
     "methods": frozenset({"seed", "part", "method", "measure", "value", "low", "high"}),
     "recovery": frozenset({"what", "beta", "leak", "seed", "method", "auroc", "average_precision", "chance"}),
+    "code_sizes": frozenset({"examples", "latents", "pairs", "seed", "model_seed", "auroc", "average_precision", "f1", "codes", "loss"}),
     "overlap": frozenset({"first_task", "second_task", "budget", "shared", "expected", "jaccard", "low", "high", "q_layer", "ceiling"}),
     "shared_heads": frozenset({"head", "circuits", "tasks", "labels"}),
     "transfer": frozenset({"circuit", "task", "budget", "kind", "value", "random_mean", "random_sd"}),
@@ -66,6 +67,7 @@ WORDS = {
     "steering": "steering of a successor head",
     "methods": "methods that find circuits",
     "recovery": "methods where the circuit is known",
+    "code_sizes": "codes where the circuit is known, by their settings",
     "overlap": "heads that circuits share",
     "shared_heads": "in how many circuits each head is",
     "transfer": "circuits on other tasks",

@@ -7,7 +7,7 @@ import pandas as pd
 
 from workbench.circuits import compared, transfer
 from workbench.heads import Head
-from workbench.results.of_methods import areas_in_short, hardest, middle, numbers, overlap_of, own
+from workbench.results.of_methods import BY_CHANCE, SETTINGS, areas_in_short, hardest, middle, numbers, overlap_of, own
 from workbench.views.methods import COLOURS
 from workbench.views.report.parts import Block, Picture, Table, Told
 from workbench.views.svg import Curve, Dot, curves_picture, intervals_picture, map_picture
@@ -82,6 +82,22 @@ def _recovery(rows: pd.DataFrame, stem: str) -> Told:
         "How well each method finds the heads and edges of a circuit that is known, in models written by hand; β and the leak say how sharp their heads are.",
     )
     return "Methods where the circuit is known", words, tuple(blocks), f"Best average precision where the circuit is known: {', '.join(told)}."
+
+
+def _code_sizes(rows: pd.DataFrame, stem: str) -> Told:
+    spread = rows.groupby(SETTINGS)["auroc"].agg(["mean", "min", "max", "count"]).reset_index()
+    named = [f"{row['examples']:.0f} examples, {row['latents']:.0f} latents, {row['pairs']:.0f} pairs" for row in spread.to_dict("records")]
+    dots = [Dot(name, row["mean"], row["min"], row["max"]) for name, row in zip(named, spread.to_dict("records"), strict=True)]
+    svg = intervals_picture(dots, "AUROC", "AUROC of codes for the heads of a known circuit, for every setting", [BY_CHANCE], 210)
+    means = rows.groupby(SETTINGS)[["auroc", "average_precision", "f1", "codes", "loss"]].mean().reset_index()
+    blocks = (
+        Picture(f"{stem}_auroc", svg, f"AUROC (0–1): mean, least and most of {spread['count'].min()} seeds and models or more; dashed, by chance."),
+        Table(stem, rows, "Means over seeds and models; codes: how many different ones a head has; loss: of the autoencoder.", means),
+    )
+    best = int(spread["mean"].argmax())
+    words = ("How well the codes of a small autoencoder find the heads of a known circuit: prompts to train on, size of the code book, pairs that are coded.",)
+    told = f"Codes find a known circuit best, AUROC {spread['mean'][best]:.2f}, with {named[best]}; by chance {BY_CHANCE}."
+    return "Codes where the circuit is known, by their settings", words, blocks, told
 
 
 def _overlap(rows: pd.DataFrame, stem: str) -> Told:
@@ -208,6 +224,7 @@ def _thousands(number: float) -> str:
 OF_CIRCUITS: Mapping[str, Callable[[pd.DataFrame, str], Told]] = {
     "methods": _methods,
     "recovery": _recovery,
+    "code_sizes": _code_sizes,
     "overlap": _overlap,
     "shared_heads": _shared_heads,
     "transfer": _transfer,
