@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 import streamlit as st
-from chosen import LABELS_MB, beside, sentence, told
+from chosen import LABELS_MB, beside, literal, sentence, told
 from downloads import chart, table
 from maps import head_map
 
@@ -60,11 +60,12 @@ def calibrated_heads(found: HeadLabels) -> None:
     kept, source = calibration(found)
     if kept is None:
         st.info(
-            f"There is no calibration of {found.card.name} beside the labels or in them. `workbench calibrate --out calibrated.json` makes one; give it above."
+            f"There is no calibration of {literal(found.card.name)} beside the labels or in them. "
+            "`workbench calibrate --out calibrated.json` makes one; give it above."
         )
         return
     every = found.card.shape.n_layers * found.card.shape.n_heads
-    st.markdown(f"**{len(kept.kept)} of {every} heads are kept** ({source}): " + (", ".join(map(str, kept.kept)) or "none") + ".")
+    st.markdown(f"**{len(kept.kept)} of {every} heads are kept** ({literal(source)}): " + (", ".join(map(str, kept.kept)) or "none") + ".")
     for remark in kept.remarks:
         st.caption(remark)
     left, right = st.columns([2, 3], gap="large")

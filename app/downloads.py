@@ -5,6 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
+from chosen import literal
 
 from workbench import views
 from workbench.labels import HeadLabels
@@ -64,6 +65,11 @@ def panel(found: HeadLabels, shown: views.Panel, name: str) -> None:
     files(name, {".svg": lambda: views.panel_picture(found, shown).encode()})
 
 
+def mapped(sent: bytes, name: str) -> None:
+    """The control under a layer × head map that is no panel of labels: the map as a drawing."""
+    files(name, {".svg": lambda: views.canvas_picture(sent).encode()})
+
+
 def drawn(figure: "Callable[[], go.Figure]", name: str) -> None:
     """The control under what the page draws itself: a figure of the same, as a page, and as pictures where this machine can draw them."""
     trouble = views.no_pictures()
@@ -89,7 +95,7 @@ def _control(name: str) -> Any:
 
 def _buttons(name: str, found: Files) -> None:
     for ending, content in found.items():
-        st.download_button(f"{name}{ending}", content, f"{name}{ending}", MIME[ending], on_click="ignore", key=f"{_key(name)}{ending}")
+        st.download_button(literal(f"{name}{ending}"), content, f"{name}{ending}", MIME[ending], on_click="ignore", key=f"{_key(name)}{ending}")
 
 
 def _key(name: str) -> str:

@@ -2,7 +2,7 @@
 
 import addresses
 import streamlit as st
-from chosen import CELL, LABELS_MB, UPLOAD, cells, file_name, labels, refused
+from chosen import CELL, LABELS_MB, UPLOAD, cells, file_name, labels, literal, refused
 
 st.set_page_config(page_title="Attention-head workbench", layout="wide")
 HELP = "A file of `workbench label`, or of `workbench score --out scores.parquet`, which has nulls and intervals too. It stays until the page is reloaded."
@@ -25,10 +25,10 @@ if swept := cells():
     st.selectbox("Cell of the sweep", list(swept), key=CELL, bind="query-params", help="Model, prompts, edits and seed; page Heads compares it with another.")
 shown = labels()
 shape = shown.card.shape
-with st.popover(f"{shown.card.name}: {file_name()}"):
+with st.popover(literal(f"{shown.card.name}: {file_name()}")):
     st.caption(
         f"{shape.n_layers} layers × {shape.n_heads} query heads ({shape.n_kv_heads} KV heads), "
-        f"fingerprint {shown.card.fingerprint or 'unknown'}; from {shown.card.origin}"
+        f"fingerprint {shown.card.fingerprint or 'unknown'}; from {literal(shown.card.origin)}"
     )
     st.file_uploader("Other labels", type=["json", "parquet"], key=UPLOAD, max_upload_size=LABELS_MB, help=HELP)
 if reason := refused():

@@ -2,7 +2,7 @@
 
 import downloads
 import streamlit as st
-from chosen import LABELS_MB, cells, parsed, runs, sentence
+from chosen import LABELS_MB, cells, literal, parsed, runs, sentence
 from maps import head_map
 from uploads import uploader
 
@@ -46,16 +46,16 @@ def side_by_side(found: HeadLabels, probe: str, name: str) -> None:
         st.error(sentence(error))
         return
     if probe not in both:
-        st.info(f"{its} has no scores of {probe}; {both[0]} is compared.")
+        st.info(f"{literal(its)} has no scores of {probe}; {both[0]} is compared.")
         probe = both[0]
     result, names = compared(found, other, probe), (f"{found.card.name} ({name})", f"{other.card.name} ({its})")
     if result.difference_LH is None:
-        st.caption(f"{names[1]} has other numbers of layers or heads, so that heads are not compared one by one.")
+        st.caption(f"{literal(names[1])} has other numbers of layers or heads, so that heads are not compared one by one.")
         head_map(views.head_canvas(other, views.panel(other, probe)), key="second_map")
     else:
         head_map(views.difference_canvas(found, other, result), key="difference")
         words = ", ".join(f"{what.replace('_', ' ')} {value:.2f}" for what, value in result.agreement.items())
-        st.caption(f"Orange: higher in {names[1]}; blue: lower. Agreement over all heads: {words} (Spearman −1 to 1, overlap 0–1).")
+        st.caption(f"Orange: higher in {literal(names[1])}; blue: lower. Agreement over all heads: {words} (Spearman −1 to 1, overlap 0–1).")
         downloads.chart(views.versus_figure(found, other, result, names), f"{probe}-versus", f"Scatter plot of {probe} in both files", key="versus")
     downloads.chart(views.depth_figure(result, names), f"{probe}-depth", f"Lines of {probe} over depth in both files", key="depth")
     headings = {"first": names[0], "second": names[1], "jaccard": "Jaccard index"}

@@ -1,11 +1,18 @@
 """Is it said what an address asks for and cannot have, and nothing said of an address that is heeded?"""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 pytest.importorskip("streamlit", reason="streamlit is not installed: pip install -e '.[app]'")
 
 from chosen import literal
 from dashboard import opened
+
+from workbench.heads import Head, ModelCard, Shape
+from workbench.labels import HeadLabels
+from workbench.rules import RULES
 
 pytestmark = pytest.mark.usefixtures("nothing_is_remembered")
 LONG = "app_pages/long_context.py"
@@ -90,3 +97,15 @@ def test_what_is_shown_as_it_is_keeps_what_stands_in_backticks():
 def test_what_a_page_says_itself_is_not_said_twice(root):
     app = opened("app_pages/runs.py", run="nothing")
     assert len([text for text in warned(app) if "nothing" in text]) <= 1
+
+
+@pytest.mark.parametrize("page", [None, "app_pages/one_head.py", "app_pages/needle_test.py", "app_pages/sinks.py", LONG])
+def test_what_a_labels_file_holds_is_repeated_as_it_is_and_fetches_nothing(root, tmp_path, monkeypatch, page):
+    rule = replace(RULES["attention_sink"], label=PICTURE, source=PICTURE, chance=PICTURE)
+    card = ModelCard(PICTURE, PICTURE, "", Shape(2, 3, 1, 8, 24))
+    HeadLabels(card, {Head(0, 0): (PICTURE,)}, {"attention_sink": np.eye(2, 3)}, {PICTURE: rule}).save(tmp_path / "heads.json")
+    monkeypatch.setenv("WORKBENCH_APP_LABELS", str(tmp_path / "heads.json"))
+    app = opened(page)
+    said = [element.value for element in (*app.markdown, *app.caption, *app.warning, *app.error, *app.info)]
+    assert any("example.invalid" in text for text in said)
+    assert not [text for text in (*said, *(button.label for button in app.download_button)) if "![" in text]

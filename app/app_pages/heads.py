@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import downloads
 import streamlit as st
-from chosen import file_name, labels, scores
+from chosen import file_name, labels, literal, scores
 from exporting import export
 from maps import head_map
 from second import side_by_side
@@ -29,7 +29,7 @@ def question(probe: str) -> str:
     """What a probe asks of a head."""
     from workbench.probes import PROBES
 
-    return PROBES[probe].question if probe in PROBES else f"{probe} is no probe of this workbench; its scores come with the file."
+    return PROBES[probe].question if probe in PROBES else f"{literal(probe)} is no probe of this workbench; its scores come with the file."
 
 
 def distribution(found: HeadLabels, probe: str) -> None:
@@ -39,7 +39,7 @@ def distribution(found: HeadLabels, probe: str) -> None:
     downloads.chart(views.distribution_figure(found, probe, null_LH), f"{probe}-distribution", f"Histogram of the {probe} scores of all heads")
     rules = [rule for rule in found.rules.values() if rule.probe == probe]
     for rule in rules:
-        st.caption(f"**{rule.label}**: {rule_text(rule)}, and above the head's own null ({rule.chance}). Source: {rule.source}.")
+        st.caption(f"**{literal(rule.label)}**: {rule_text(rule)}, and above the head's own null ({literal(rule.chance)}). Source: {literal(rule.source)}.")
     if not rules:
         st.caption("No rule labels heads by this score.")
     if behind is None:
@@ -107,7 +107,7 @@ SHOWN = dict(zip(VIEWS, (distribution, two_probes, agreeing, table, beside, expo
 found = labels()
 st.title("Heads")
 if not found.scores:
-    st.info(f"The labels of {found.card.name} hold no scores, so that there is no map to show.")
+    st.info(f"The labels of {literal(found.card.name)} hold no scores, so that there is no map to show.")
     st.stop()
 
 usual = list(found.scores).index(views.panel(found).title)

@@ -157,7 +157,7 @@ with right.popover("Prompt", width="stretch"):
     asked, text = prompt(found, head)
 names = ", ".join(found.labels[head]) or "no label"
 of = f"text {literal(asked.text)}" if asked.text else f"a needle test, depth {asked.depth:g}, seed {asked.seed}"
-st.caption(f"{head}: {names}. About {asked.length:,} tokens of {of}. Rows are the tokens that look; keys, to the right, those that they look at.")
+st.caption(f"{head}: {literal(names)}. About {asked.length:,} tokens of {of}. Rows are the tokens that look; keys, to the right, those that they look at.")
 if asked.text or st.session_state["source"] == PROMPTS[0]:
     job = addressed() if asked.text and not text else jobs.same(runs(), *question(found, asked, text))
     made = [job.folder / MAP] if job is not None else []

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import downloads
 import streamlit as st
 from background import ALIVE, addressed, follow, forget, placed, start
-from chosen import BUNDLED, labels, model_name, runs, sentence, sketch, told
+from chosen import BUNDLED, labels, literal, model_name, runs, sentence, sketch, told
 
 from workbench import jobs, views
 from workbench.errors import InputError
@@ -111,7 +111,7 @@ def report(found: HeadLabels, kind: str) -> None:
     with told():
         made = of_benchmark(REPORT, kind)
     if not found.card.fingerprint or found.card.fingerprint not in made.provenance["report"]:
-        st.info(f"Nothing has been computed for {found.card.name} with these settings yet.")
+        st.info(f"Nothing has been computed for {literal(found.card.name)} with these settings yet.")
         return
     st.subheader("Measured before")
     st.caption(f"The report that comes with the dashboard: {made.provenance['report']} Heads that are taken away {KINDS[kind]}.")
@@ -125,7 +125,7 @@ st.caption(
     "layers, drawn at random. Every test is the same for all three."
 )
 if not found.scores:
-    st.info(f"The labels of {found.card.name} hold no scores, so that there are no strongest heads.")
+    st.info(f"The labels of {literal(found.card.name)} hold no scores, so that there are no strongest heads.")
     st.stop()
 options = asked(found)
 place = st.container()

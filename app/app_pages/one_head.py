@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import downloads
 import streamlit as st
-from chosen import BY_FINGERPRINT, head_of, labels, model, scores, told
+from chosen import BY_FINGERPRINT, head_of, labels, literal, model, scores, told
 from maps import pinning_map
 
 from workbench import views
@@ -150,8 +150,8 @@ first = str(usual[0]) if usual else None
 every = [str(one) for one in found.labels]
 head = head_of(st.selectbox("Head", every, index=every.index(first) if first else 0, key="head", bind="query-params"), found)
 names = found.labels[head]
-st.markdown(" ".join(f":blue-badge[{name}]" for name in names) or ":gray-badge[no label]")
-st.caption(f"{head} reads KV head {found.card.shape.kv_head(head)} of layer {head.layer} of {found.card.name}.")
+st.markdown(" ".join(f":blue-badge[{literal(name)}]" for name in names) or ":gray-badge[no label]")
+st.caption(f"{head} reads KV head {found.card.shape.kv_head(head)} of layer {head.layer} of {literal(found.card.name)}.")
 table(found, head)
 st.subheader("On a text")
 text = st.text_area("Text", TEXT, key="text", bind="query-params", max_chars=MOST_CHARACTERS)

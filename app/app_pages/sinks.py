@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 from calibrated import calibrated_heads, calibration, uploader
-from chosen import BY_FINGERPRINT, head_of, labels, model, told
+from chosen import BY_FINGERPRINT, head_of, labels, literal, model, told
 from downloads import chart, panel, table, tabled
 from maps import head_map, pinning_map
 
@@ -61,10 +61,10 @@ def by_score(found: HeadLabels) -> None:
         st.switch_page(ONE_HEAD, query_params={"head": picked})
     panel(found, views.panel(found, name), f"{found.card.name}-{name}")
     for rule in (rule for rule in found.rules.values() if rule.probe == name):
-        st.caption(f"**{rule.label}**: {rule_text(rule)} ({rule.chance}). Source: {rule.source}.")
+        st.caption(f"**{literal(rule.label)}**: {rule_text(rule)} ({literal(rule.chance)}). Source: {literal(rule.source)}.")
     from workbench.probes import PROBES
 
-    st.caption(PROBES[name].question if name in PROBES else f"{name} is no probe of this workbench; its scores come with the file.")
+    st.caption(PROBES[name].question if name in PROBES else f"{literal(name)} is no probe of this workbench; its scores come with the file.")
 
 
 def on_text(found: HeadLabels) -> None:
