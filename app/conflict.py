@@ -7,7 +7,7 @@ import streamlit as st
 from answered import Question, answered, arguments_of
 from background import forget
 from chosen import BY_FINGERPRINT, beside, model, parsed, told
-from downloads import chart, table
+from downloads import chart, mapped, table
 from maps import clicked, head_map
 
 from workbench.circuits import compared
@@ -89,8 +89,10 @@ def drawn(sides: Sides, side: str, count: int, unit: str) -> None:
     pruned = sides.ranked(side)[:count]
     left, right = st.columns([2, 3], gap="large")
     with left:
-        head = head_map(sides_canvas(sides, pruned, f"{len(pruned)} {side} heads pruned"), key="sides")
+        sent = sides_canvas(sides, pruned, f"{len(pruned)} pruned")
+        head = head_map(sent, key="sides")
         st.caption(f"Blue heads serve memory, orange ones context ({unit}). A click opens a head.")
+        mapped(sent, "sides-map")
     with right:
         alt = "Scatter plot of memory against context, a point for each head"
         event = chart(sides_figure(sides, pruned, unit), "sides", alt, sides.table, key="scatter", on_select="rerun", selection_mode="points")

@@ -7,7 +7,7 @@ import streamlit as st
 from answered import Question, answered, arguments_of
 from background import forget
 from chosen import told
-from downloads import chart, table
+from downloads import chart, mapped, table
 from maps import head_map
 
 from workbench.labels import HeadLabels
@@ -33,9 +33,11 @@ def patching(found: HeadLabels) -> None:
     if result is None:
         return
     with right:
-        if picked := head_map(patched_canvas(result), key="patched"):
+        sent = patched_canvas(result)
+        if picked := head_map(sent, key="patched"):
             st.switch_page(ONE_HEAD, query_params={"head": picked})
         st.caption(patched_text(result))
+        mapped(sent, "patched-map")
     rows = result.table
     st.dataframe(rows, hide_index=True, placeholder="–", column_config=_numbers(rows), height=400)
     st.caption(
@@ -91,9 +93,11 @@ def codes(found: HeadLabels) -> None:
     with right:
         columns = ["codes", "excess", "norm", "distinct"]
         column = st.segmented_control("Map", columns, default="codes", required=True, key="column", bind="query-params")
-        if head := head_map(coded_canvas(result, column), key="coded"):
+        sent = coded_canvas(result, column)
+        if head := head_map(sent, key="coded"):
             st.switch_page(ONE_HEAD, query_params={"head": head})
         coded_caption(column, result)
+        mapped(sent, f"codes-map-{column}")
     left, right = st.columns(2, gap="large")
     with left:
         control = st.segmented_control("Against", ["distinct", "norm", "excess"], default="distinct", required=True, key="control", bind="query-params")

@@ -96,6 +96,7 @@ def test_it_opens_on_the_bundled_circuit_without_loading_a_model(monkeypatch):
     assert app.get("bidi_component")
     labels = {button.label.partition(".")[2] for button in app.download_button}
     assert {"json", "graphml", "labels.json", "csv"} <= labels
+    assert "circuit-effects.svg" in [button.label for button in app.download_button]
 
 
 @pytest.mark.parametrize("panel", ["Circuit", "Patching", "Codes", "Methods", "Memory or context"])

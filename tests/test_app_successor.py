@@ -50,6 +50,7 @@ def test_a_head_that_increments_is_found_by_weights_alone(tmp_path, monkeypatch)
     # without nulls, the head that suppresses what it looks at passes too: all other words are equal, and ties count
     assert "2 heads of compiled-incrementing are successor heads** by the rule (score ≥ 0.5): L1H0, L1H3; the strongest is L1H0 with 1.000" in words(app)
     assert "comes from the weights just now" in words(app)
+    assert "compiled-incrementing-successor.svg" in [button.label for button in app.download_button]
     assert "whose successor W_U·OV·MLP0(W_E) puts first in its class" in words(app)  # what the map shows
     assert f"{INCREMENT} scores **1.000**, rank **1** of 12" in words(app)
     written, looked = matrix(app)

@@ -15,7 +15,7 @@ from workbench.circuits.effects import Effects
 from workbench.circuits.patch_question import Patched, PatchQuestion
 from workbench.circuits.sides import Sides
 from workbench.heads import Head, ModelCard, Shape
-from workbench.views import signed_canvas
+from workbench.views import canvas_picture, signed_canvas
 from workbench.views.circuit import HARMS, HELPS, graph_figure
 from workbench.views.circuit_tables import effects_canvas, faithfulness_figure, faithfulness_table
 from workbench.views.conflicts import RIM, pruning_figure, sides_canvas, sides_figure
@@ -71,7 +71,12 @@ def test_effects_are_a_map_with_intervals(circuit):
     rows = circuit.effects.set_index("head")
     assert values.reshape(30, 9)[23, 3] == pytest.approx(rows.loc["L23H3", "effect"])
     assert header["labels"][23 * 9 + 3].startswith(f"95% interval {rows.loc['L23H3', 'low']:+.3f} to ")
-    assert header["mark"] == f"{len(circuit.heads)} heads of the circuit"
+    assert header["mark"] == f"{len(circuit.heads)} in the circuit"
+    svg = canvas_picture(effects_canvas(circuit))
+    assert svg.count("<circle") == len(circuit.heads) + 1  # a ring for each, and one in the legend
+    effect = circuit.effects.set_index("head").loc[str(circuit.heads[0]), "effect"]
+    assert f"<title>{circuit.heads[0]}: {effect:.3f}; " in svg
+    assert f"{len(circuit.heads)} in the circuit<" in svg  # in full
     assert len(header["marked"]) == len(circuit.heads)
 
 
@@ -89,6 +94,15 @@ def test_faithfulness_is_shown_whatever_columns_it_has():
     assert (shown["circuit"].error_x.array[0], shown["circuit"].error_x.arrayminus[0]) == pytest.approx((0.2, 0.1))
     bounded = table.assign(complement_faithfulness=[0.3, 0.4], complement_faithfulness_low=[0.1, 0.1], complement_faithfulness_high=[0.5, 0.5])
     assert traces(faithfulness_figure(bounded))["without the circuit"].error_x.array[0] == pytest.approx(0.2)
+
+
+def test_a_map_without_numbers_below_0_is_drawn_without_them():
+    svg = canvas_picture(signed_canvas(np.array([[0.0, 2.0], [np.nan, 1.0]]), "codes", ["a", "b", "c", "d"], [Head(0, 1)], "1 with p ≤ 0.05"))
+    assert "<title>L0H1: 2.000; b</title>" in svg
+    assert ">1 with p ≤ 0.05<" in svg
+    assert ">0.00<" in svg
+    assert ">2.00<" in svg
+    assert ">-2.00<" in canvas_picture(signed_canvas(np.array([[-1.0, 2.0]]), "effect", ["a", "b"]))
 
 
 def test_recovery_and_faithfulness_of_methods_are_drawn():
@@ -127,7 +141,7 @@ def test_patching_is_a_map_and_a_text(patched):
     np.testing.assert_allclose(values.reshape(2, 3), EFFECT_LH + 0.05, rtol=1e-6)
     assert header["labels"][2] == "no path to the receiver"
     assert "% of the whole difference" in header["labels"][0]
-    assert header["mark"] == "the 5 largest in size"
+    assert header["mark"] == "5 largest in size"
     text = patched_text(patched)
     assert "each head's direct path to L1H0.q is replaced by what it is on the corrupted prompt, at all positions" in text
     assert "On clean prompts it is 5.000, on corrupted ones 1.000. Left out: 2 for a reason." in text

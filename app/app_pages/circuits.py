@@ -7,7 +7,7 @@ import streamlit as st
 from background import forget
 from chosen import beside, labels, sentence, told
 from conflict import memory_or_context
-from downloads import chart, files
+from downloads import chart, files, mapped
 from maps import clicked, head_map
 from methods import methods
 from patching import codes, patching
@@ -55,6 +55,7 @@ def circuit(found: HeadLabels) -> None:
         if picked := head_map(drawn.effects, key="effects"):
             opened(picked, made.card, found)
         st.caption("What patching each head does to the metric: blue, it falls; orange, it rises; rings are the circuit's heads. A click opens a head.")
+        mapped(drawn.effects, "circuit-effects")
     with right:
         heads(drawn, found)
     with st.expander("What made it"):

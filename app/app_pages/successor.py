@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 from chosen import BY_FINGERPRINT, head_of, labels, model, scores, told
-from downloads import chart, table
+from downloads import chart, panel, table
 from maps import head_map
 
 from workbench import views
@@ -116,6 +116,7 @@ def chosen_head(found: HeadLabels, stands: views.Standing) -> Head:
         st.session_state[PICKED] = picked
         st.rerun()
     st.caption(f"{_question()} A click on the map chooses the head.")
+    panel(found, stands.panel, f"{found.card.name}-{PROBE}")
     st.page_link(ONE_HEAD, label=f"Open {head}", icon=":material/open_in_new:", query_params={"head": str(head)})
     return head
 

@@ -2,7 +2,7 @@
 
 from workbench.views.attention import attention_figure
 from workbench.views.calibration import ACT_VARIANTS, found_panel, gain_canvas, held_out_figure, held_out_text, screening_figure
-from workbench.views.canvas import head_canvas, script, signed_canvas, token_canvas
+from workbench.views.canvas import canvas_picture, head_canvas, script, signed_canvas, token_canvas
 from workbench.views.comparing import depth_figure, difference_canvas, versus_figure
 from workbench.views.emergence import emergence_figure
 from workbench.views.export import FIGURES, TABLES, camera, check_ending, figure_bytes, no_pictures, save_figure, save_table, table_bytes
@@ -31,6 +31,7 @@ __all__ = [
     "block_canvas",
     "bytes_text",
     "camera",
+    "canvas_picture",
     "check_ending",
     "class_figure",
     "class_table",

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from workbench.heads import Head
 from workbench.labels import HeadLabels
 from workbench.views.heads import Panel
+from workbench.views.svg import map_picture
 
 SHADES = tuple(plotly.colors.sequential.Cividis)
 SIGNED = ("#0b62a4", "#f7f7f7", "#d97706")
@@ -73,6 +74,17 @@ def script(name: str) -> tuple[str, str]:
     folder = files("workbench").joinpath("data")
     code, style = (folder.joinpath(f"{name}.{ending}").read_text(encoding="utf-8") for ending in ("js", "css"))
     return code, style
+
+
+def canvas_picture(sent: bytes) -> str:
+    """A layer × head map that was made for the browser as a drawing (SVG): the same numbers and rings, which tell what hovering does."""
+    begin = 4 + int.from_bytes(sent[:4], "little")
+    header = json.loads(sent[4:begin])
+    value_LH = np.frombuffer(sent[begin:], "<f4").reshape(header["layers"], header["heads"])
+    marked = [Head(*place) for place in header["marked"]]
+    told = {head: f"{head}: {value_LH[head.layer, head.index]:.3f}; {header['labels'][head.layer * header['heads'] + head.index]}" for head in marked}
+    meaning = header.get("mark", "labelled").removeprefix(f"{len(marked)} ")
+    return map_picture(value_LH, told, meaning if marked else "", f"Layer × head map: {header['title']}", signed=header.get("range", [0])[0] < 0)
 
 
 def message(header: Mapping[str, Any], values: np.ndarray) -> bytes:

@@ -69,7 +69,7 @@ def effects_canvas(circuit: Circuit) -> bytes:
     rows = {row["head"]: row for row in circuit.effects.to_dict("records")}
     value_LH = pd.Series([rows[str(head)]["effect"] if str(head) in rows else float("nan") for head in shape.heads()], dtype=float)
     told = [effect_text(rows[str(head)]) if str(head) in rows else "not measured" for head in shape.heads()]
-    marks = f"{len(circuit.heads)} heads of the circuit"
+    marks = f"{len(circuit.heads)} in the circuit"
     return signed_canvas(value_LH.to_numpy().reshape(shape.n_layers, shape.n_heads), "effect", told, circuit.heads, marks)
 
 

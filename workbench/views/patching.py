@@ -27,7 +27,7 @@ def patched_canvas(found: "Patched") -> bytes:
     names = [f"L{head.layer}G{shape.kv_head(head)}" if groups else str(head) for head in shape.heads()]
     told = [f"{f'KV head {name}; ' if groups else ''}{effect_text(rows[name])}" if name in rows else "no path to the receiver" for name in names]
     largest = found.effects.ranked()[:MARKED]
-    return signed_canvas(found.value_LH, "effect", told, largest, f"the {len(largest)} largest in size")
+    return signed_canvas(found.value_LH, "effect", told, largest, f"{len(largest)} largest in size")
 
 
 def patched_text(found: "Patched", shades: bool = True) -> str:
