@@ -274,6 +274,12 @@ def test_ways_of_a_verification_are_measured_alike_on_a_worker(cluster, folders)
         np.testing.assert_array_equal(one.choice, here.choice)
 
 
+def test_a_cluster_that_is_gone_is_told_at_once(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ConnectionRefusedError):
+        on_ray._check_there("auto")
+
+
 @pytest.mark.parametrize(("address", "reason"), [("127.0.0.1:1", "Connection refused"), ("here", ""), ("a:b", "an address is auto, or host:port")])
 def test_no_cluster_at_the_address_is_told(address, reason):
     asked = [sys.executable, "-m", "workbench.cli", "score", "--probe", "copying", "--executor", "ray", "--address", address]

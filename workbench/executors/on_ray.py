@@ -23,6 +23,7 @@ from workbench.runs import versions
 
 try:
     import ray
+    from ray._private.services import canonicalize_bootstrap_address_or_die
     from ray.exceptions import RayActorError, RayError
 except ImportError as missing:
     raise InputError("--executor ray needs Ray; install it with: pip install 'attention-head-workbench[ray]'") from missing
@@ -219,7 +220,9 @@ def _connect(address: str | None) -> bool:
 
 
 def _check_there(address: str | None) -> None:
-    """Raise what a connection raises if nobody listens at host:port; Ray itself would try for minutes."""
+    """Raise what a connection raises if nobody listens at host:port, or where the last cluster of this machine was; Ray itself would try for minutes."""
+    if address == "auto":
+        address = canonicalize_bootstrap_address_or_die(address)
     host, colon, port = (address or "").rpartition(":")
     if colon:
         if not port.isdecimal():
