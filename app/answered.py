@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import streamlit as st
 from background import ALIVE, addressed, follow, placed, start
-from chosen import model_name, runs, told
+from chosen import literal, model_name, runs, told
 
 from workbench import jobs
 from workbench.heads import ModelCard
@@ -61,7 +61,7 @@ def answered(asked: Question, read: Callable[[Path], Some], found: HeadLabels, w
             st.info(f"Nothing is computed yet. {nothing}")
             return None
         if job != mine:
-            st.subheader(job.asked["title"])
+            st.subheader(literal(job.asked["title"]))
         if not follow(job):
             return None
         path = job.folder / OUT

@@ -1,7 +1,7 @@
 """Which methods find a circuit? A view of the page Circuits: what each recovers where the truth is known, and how faithful it is where it is not."""
 
 import streamlit as st
-from chosen import BUNDLED, beside, told
+from chosen import BUNDLED, beside, literal, told
 from downloads import chart, table
 
 from workbench.circuits import compared
@@ -52,7 +52,7 @@ def kept(found: HeadLabels) -> None:
     """How faithful the first heads of each method are, on the model shown."""
     content = beside(METHODS)
     if content is None:
-        st.info(f"No {METHODS} of {found.card.name} lies beside the labels; `benchmarks/circuit_methods.py` makes one.")
+        st.info(f"No {METHODS} of {literal(found.card.name)} lies beside the labels; `benchmarks/circuit_methods.py` makes one.")
         return
     with told():
         measured = _table(content, METHODS, ("seed", "part", "method", "measure", "value", "low", "high"))

@@ -35,7 +35,7 @@ def circuit(found: HeadLabels) -> None:
     """A circuit: its graph beside its faithfulness, every head's effect, its own heads, files."""
     drawn = chosen_circuit()
     if drawn is None:
-        st.info(f"No circuit of {found.card.name} lies beside the labels; `workbench circuit find` writes one, which can be opened here.")
+        st.info(f"No circuit of {_plain(found.card.name)} lies beside the labels; `workbench circuit find` writes one, which can be opened here.")
         return
     made = drawn.made
     facts = made.provenance

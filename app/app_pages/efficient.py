@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import streamlit as st
-from chosen import LABELS_MB, beside, labels, parsed, path_beside, sentence, told
+from chosen import LABELS_MB, beside, labels, literal, parsed, path_beside, sentence, told
 from downloads import chart, table
 from exporting import export
 from policy_choice import Choice, choice
@@ -58,7 +58,7 @@ def overview(made: Choice, asked: Context) -> None:
     chart(
         views.policy_figure(policy, made.score_LG, made.name), "policy-heads", "Map of layers and KV heads: which stay full, with the scores that ranked them"
     )
-    st.caption("A ring is a KV head that stays full; hovering tells which query heads share it." + (f" Shades: {made.name}." if made.name else ""))
+    st.caption("A ring is a KV head that stays full; hovering tells which query heads share it." + (f" Shades: {literal(made.name)}." if made.name else ""))
 
 
 def memory(made: Choice, asked: Context) -> None:
@@ -88,12 +88,14 @@ def quality(made: Choice, _asked: Context) -> None:
     row = nearest(rows, made.name, count)
     if row is not None:
         st.markdown(
-            f"Measured nearest to this policy, {row['full_heads']} heads full by {made.name}: **{row['kept']:.0%} of the needle recall** is kept (95% "
+            f"Measured nearest to this policy, {row['full_heads']} heads full by {literal(made.name)}: **{row['kept']:.0%} of the needle recall** is kept (95% "
             f"{row['kept_low']:.0%} to {row['kept_high']:.0%}), the next token is the full model's in {row['agreement']:.1%}; perplexity "
             f"{row['perplexity']:.2f}. Other sizes of sinks and window, and other lengths, keep more or less."
         )
     else:
-        st.markdown("No row of the table was chosen in this policy's way, so that it tells nothing about this very policy. It has: " + _ways(rows) + ".")
+        st.markdown(
+            "No row of the table was chosen in this policy's way, so that it tells nothing about this very policy. It has: " + literal(_ways(rows)) + "."
+        )
     columns = st.columns(2, gap="large")
     for column, name in zip(columns, views.PANELS, strict=True):
         with column:

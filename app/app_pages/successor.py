@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 import streamlit as st
-from chosen import BY_FINGERPRINT, head_of, labels, model, scores, told
+from chosen import BY_FINGERPRINT, head_of, labels, literal, model, scores, told
 from downloads import chart, panel, table
 from maps import head_map
 
@@ -48,7 +48,7 @@ def within(found: HeadLabels, head: Head) -> None:
     if seen.words.restricted:
         st.caption(_sentence(seen.words.restricted))
     if figure is None:
-        st.info(f"No word of {name} is one token for the tokenizer of {found.card.name}.")
+        st.info(f"No word of {name} is one token for the tokenizer of {literal(found.card.name)}.")
         return
     alt = f"Matrix of {head}: tokens of {name} that it looks at, and how much it writes each of them"
     chart(figure, f"successor-{head}-{name.replace(' ', '-')}", alt, key="class_matrix")
@@ -190,7 +190,7 @@ SHOWN = {"Within a class": within, "Class by class": classes, "Numbers modulo te
 found = labels()
 st.title("Successor heads")
 stands = standing(found)
-st.markdown(stands.verdict)
+st.markdown(stands.verdict.replace(found.card.name, literal(found.card.name)))
 left, right = st.columns([2, 3], gap="large")
 with left:
     head = chosen_head(found, stands)
