@@ -135,6 +135,28 @@ def test_tasks_run_at_once_on_both_nodes(chosen, tmp_path):
     assert len({one.value[1] for one in chosen.outcomes()}) == 2
 
 
+def test_a_cluster_that_others_hold_is_said_and_waited_for(cluster, tmp_path, monkeypatch):
+    @ray.remote(num_cpus=1)
+    class Held:
+        def there(self):
+            return True
+
+    monkeypatch.setattr(on_ray, "QUIET", (3.0, 600.0))
+    others = [Held.options(scheduling_strategy="SPREAD").remote() for _ in range(2)]
+    ray.get([one.there.remote() for one in others])
+    said = []
+
+    def say(text):
+        said.append(text)
+        ray.kill(others[0])
+
+    with closing(executor("ray", cluster.address, say=say)) as chosen:
+        chosen.submit(Act(0, str(tmp_path)), Act(1, str(tmp_path)))
+        assert [one.value[0] for one in chosen.outcomes()] == [0, 1]
+    ray.kill(others[1])
+    assert said == ["no worker has begun yet, each takes 1 CPU; free are 0 of 2 CPUs, the rest is held by others or by workers that are beginning"]
+
+
 def test_a_node_that_goes_takes_no_task_with_it(cluster, tmp_path):
     node = cluster.add_node(**SMALL)
     cluster.wait_for_nodes()
@@ -156,28 +178,6 @@ def test_what_the_cluster_cannot_do_is_refused(cluster):
     ):
         with pytest.raises(InputError, match=said):
             executor("ray", cluster.address, **given)
-
-
-def test_a_cluster_that_others_hold_is_said_and_waited_for(cluster, tmp_path, monkeypatch):
-    @ray.remote(num_cpus=1)
-    class Held:
-        def there(self):
-            return True
-
-    monkeypatch.setattr(on_ray, "QUIET", (3.0, 600.0))
-    others = [Held.options(scheduling_strategy="SPREAD").remote() for _ in range(2)]
-    ray.get([one.there.remote() for one in others])
-    said = []
-
-    def say(text):
-        said.append(text)
-        ray.kill(others[0])
-
-    with closing(executor("ray", cluster.address, say=say)) as chosen:
-        chosen.submit(Act(0, str(tmp_path)), Act(1, str(tmp_path)))
-        assert [one.value[0] for one in chosen.outcomes()] == [0, 1]
-    ray.kill(others[1])
-    assert said == ["no worker has begun yet, each takes 1 CPU; free are 0 of 2 CPUs, the rest is held by others or by workers that are beginning"]
 
 
 def sweeping(cluster, sweep, out, **environment):
