@@ -114,7 +114,7 @@ def devices(given: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         model = saved(Path(folder) / "model", tiny=given.tiny)
-        ray.init(log_to_driver=False, logging_level="error", include_dashboard=False)
+        ray.init(address="local", log_to_driver=False, logging_level="error", include_dashboard=False)
         there = int(ray.cluster_resources().get("GPU", 0)) if not given.tiny else 2
         options = {f"length {given.length}": {"length": given.length}}
         seeds = list(range(given.tasks))
