@@ -199,7 +199,7 @@ def test_the_command_line_writes_and_prints_once_and_the_same(found, tmp_path, t
     command = [sys.executable, "-m", "workbench.cli", *map(str, asked), "--out", str(tmp_path / "one.json")]
     alone = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert answer.keys() == alone.keys()
-    assert run.stderr.count("[1/") == 3  # each kind of task is said once: two groups of probes, and the null of one
+    assert [run.stderr.count(f"[{number}/3]") for number in (1, 2, 3)] == [1, 1, 1]  # two groups of probes and the null of one, each said once
     two, one = (HeadLabels.load(tmp_path / f"{name}.json") for name in ("two", "one"))
     assert (two.card, two.labels) == (one.card, one.labels)
     for name, score_LH in one.scores.items():
