@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 from chosen import LABELS_MB, beside, literal, sentence, told
-from downloads import chart, table
+from downloads import chart, mapped, table
 from maps import head_map
 
 from workbench import views
@@ -70,8 +70,10 @@ def calibrated_heads(found: HeadLabels) -> None:
         st.caption(remark)
     left, right = st.columns([2, 3], gap="large")
     with left:
-        if picked := head_map(views.gain_canvas(kept), key="gain_map"):
+        sent = views.gain_canvas(kept)
+        if picked := head_map(sent, key="gain_map"):
             st.switch_page(ONE_HEAD, query_params={"head": picked})
+        mapped(sent, "calibration-gain")
         st.caption(
             "Gain: the change of accuracy on the questions of the search when the head alone is calibrated. A head is kept if its gain is above 0. "
             "Grey ones were not measured."

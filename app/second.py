@@ -51,9 +51,13 @@ def side_by_side(found: HeadLabels, probe: str, name: str) -> None:
     result, names = compared(found, other, probe), (f"{found.card.name} ({name})", f"{other.card.name} ({its})")
     if result.difference_LH is None:
         st.caption(f"{literal(names[1])} has other numbers of layers or heads, so that heads are not compared one by one.")
-        head_map(views.head_canvas(other, views.panel(other, probe)), key="second_map")
+        shown = views.panel(other, probe)
+        head_map(views.head_canvas(other, shown), key="second_map")
+        downloads.panel(other, shown, f"{probe}-second")
     else:
-        head_map(views.difference_canvas(found, other, result), key="difference")
+        sent = views.difference_canvas(found, other, result)
+        head_map(sent, key="difference")
+        downloads.mapped(sent, f"{probe}-difference")
         words = ", ".join(f"{what.replace('_', ' ')} {value:.2f}" for what, value in result.agreement.items())
         st.caption(f"Orange: higher in {literal(names[1])}; blue: lower. Agreement over all heads: {words} (Spearman −1 to 1, overlap 0–1).")
         downloads.chart(views.versus_figure(found, other, result, names), f"{probe}-versus", f"Scatter plot of {probe} in both files", key="versus")

@@ -1,7 +1,9 @@
 """Can what a page shows be taken home, as picture, page and table, with nothing lost and nothing made before it is asked for?"""
 
 import io
+import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -11,6 +13,7 @@ import chosen
 from dashboard import opened, words
 
 from workbench import views
+from workbench.heads import ModelCard, Shape
 from workbench.labels import HeadLabels
 
 pytestmark = pytest.mark.usefixtures("nothing_is_remembered")
@@ -113,6 +116,18 @@ def test_sinks_and_what_calibration_does_can_be_taken_home(tiny):
     assert saved(app) == files("sinks-by-token", ".html", ".csv", ".parquet") | {"sinks-by-head-alpha_n.svg"}
     app = opened("app_pages/sinks.py", part="Calibration on and off", prompt="abcabcabc", calibrate="all heads", look="L1H4")
     assert files("L1H4-attention", ".csv", ".parquet") | {"sinks-found.svg"} <= saved(app)
+
+
+@pytest.mark.parametrize(("layers", "name"), [(30, "induction-difference.svg"), (3, "induction-second.svg")])
+def test_the_map_of_a_second_file_can_be_taken_home(layers, name):
+    """That of the difference head by head, or, for a model of another size, its own."""
+    shape = Shape(n_layers=layers, n_heads=9, n_kv_heads=3, d_model=576, d_head=64)
+    heads = dict.fromkeys(shape.heads(), ())
+    second = HeadLabels(ModelCard("second", "here", "", shape), heads, {"induction": np.eye(layers, 9)}, {})
+    app = opened(probe="induction", view="Side by side")
+    app.file_uploader(key="second_file").upload("second.json", json.dumps(second.to_json()).encode()).run()
+    assert not app.exception
+    assert {name, "induction-versus.html"} & saved(app) == ({name, "induction-versus.html"} if layers == 30 else {name})
 
 
 @pytest.mark.parametrize(("trouble", "endings"), [("", (".html", ".png", ".svg")), ("pictures need a browser", (".html",))])

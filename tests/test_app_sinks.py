@@ -120,6 +120,7 @@ def test_kept_heads_are_shown_with_held_out_answers(with_sinks):
     assert "**1 of 12 heads are kept** (from the report beside the labels): L1H4." in words(app)
     assert "shows no effect that they could tell**: +1.7% (95% -1.4% to +5.0%; 15 answers turned right and 10 wrong, McNemar p = 0.42)" in words(app)
     assert list(app.dataframe[0].value["head"]) == ["L1H4", "L0H2"]
+    assert {"calibration-gain.svg", "calibration-heads.csv"} <= {button.label for button in app.download_button}
     assert not app.error
 
 
