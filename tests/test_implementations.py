@@ -264,7 +264,7 @@ def test_what_a_model_is_given_and_gives_lies_where_it_is(monkeypatch, padding, 
 
 def test_one_row_of_logits_is_made_where_nobody_asks_for_more(monkeypatch):
     rows = []
-    monkeypatch.setattr(passes, "tapped", lambda *args: nullcontext(lambda ids_BT, **more: rows.append(more["logits_to_keep"].tolist()) or 1 / 0))
+    monkeypatch.setattr(passes, "tapped", lambda *args: nullcontext(lambda ids_BT, **more: rows.append(more["logits_to_keep"]) or 1 / 0))
     for reads, kept in (([], [19]), ([NextToken()], [*range(20)]), ([NextToken("some")], [3, 7, 18])):
         with pytest.raises(ZeroDivisionError):
             capture(tiny("llama"), random_prompts(rows={"some": np.array([[7, 3], [18, 7]])}), reads)

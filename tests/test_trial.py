@@ -94,7 +94,7 @@ def test_the_shift_of_a_plain_head_behind_calibrated_ones_is_theirs():
 @pytest.mark.parametrize(
     ("text", "edit", "head", "words"),
     [
-        ("", EDIT, HEAD, "one token"),
+        ("", EDIT, HEAD, "there is no text"),
         (TEXT, Calibrate((), 0.5), HEAD, "no head"),
         (TEXT, EDIT, Head(7, 0), "no head L7H0"),
         (TEXT, Calibrate((Head(9, 0),), 0.5), HEAD, "L9H0"),
