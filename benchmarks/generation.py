@@ -117,7 +117,7 @@ def recorded(applied: Applied, cache: Any, first: torch.Tensor) -> list[float]:
     token = first.clone()
     place = torch.full((1, 1), cache.get_seq_length(), device=first.device)
     layers = [layer for layer in cache.layers if isinstance(layer, caches.HybridLayer)]
-    clock = layers[0].clock
+    clock = layers[0].clocks[first.device]
 
     def step() -> None:
         logits = applied.hf(token, position_ids=place, past_key_values=cache, use_cache=True).logits

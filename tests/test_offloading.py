@@ -60,13 +60,38 @@ def test_what_is_offloaded_is_scored_and_captured_as_in_memory(pairs, name, tmp_
             np.testing.assert_array_equal(part, wanted)
 
 
-def test_what_moves_or_shares_weights_is_refused(pairs):
+def under_a_policy(model, policy, **how):
+    """Logits of a pass in two pieces over prompts of which one is padded, and what is then decoded."""
+    ids = torch.randint(3, 259, (2, 40), generator=torch.Generator().manual_seed(3)).to(model.device)
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0
+    with torch.inference_mode(), apply(model, policy, **how) as applied:
+        cache = applied.cache()
+        parts = [applied.hf(ids[:, a:b], attention_mask=mask[:, :b], past_key_values=cache).logits for a, b in ((0, 24), (24, 40))]
+        said = applied.generate(ids, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=0)
+    return torch.cat(parts, 1).cpu(), said.cpu()
+
+
+@pytest.mark.parametrize("semantics", ["exact", "decode"])
+@pytest.mark.parametrize("name", FIRST)
+def test_a_policy_on_what_is_offloaded_is_that_policy_in_memory(pairs, name, semantics):
+    """The heads of the offloaded layer change places in every pass, those of the other one as weights; and all is as before at the end."""
+    here, there = pairs[name]
+    full_LG = np.zeros((2, here.shape.n_kv_heads), dtype=bool)
+    full_LG[:, -1] = True  # so that both layers are permuted
+    policy = HeadPolicy(here.card, full_LG, sinks=2, window=8, semantics=semantics)
+    assert policy.order(0) != sorted(policy.order(0))
+    (wanted, words), (logits, said) = (under_a_policy(model, policy) for model in (here, there))
+    torch.testing.assert_close(logits, wanted, rtol=0, atol=1e-5)
+    assert torch.equal(said, words)
+    everything = under_a_policy(there, HeadPolicy(here.card, np.ones_like(full_LG)))[0]  # all heads full: the model that it was before
+    torch.testing.assert_close(everything, under_a_policy(here, HeadPolicy(here.card, np.ones_like(full_LG)))[0], rtol=0, atol=1e-5)
+    assert ((everything - logits).abs().max() > 0.01) == (semantics == "exact")  # with `decode` only what is decoded is cut off
+
+
+def test_a_bridge_shares_weights_and_is_refused(pairs):
     _, model = pairs["llama"]
-    places = r"takes the weights of llama in one place, and a device map has put them on cpu, disk"
-    policy = HeadPolicy(model.card, np.eye(2, dtype=bool))
-    with pytest.raises(InputError, match=f"a policy {places}"), apply(model, policy):
-        pass
-    with pytest.raises(InputError, match=f"a TransformerBridge {places}"):
+    with pytest.raises(InputError, match="a TransformerBridge takes the weights of llama in one place, and a device map has put them on cpu, disk"):
         _ = model.lens
 
 
@@ -176,3 +201,7 @@ def test_layers_on_a_gpu_and_elsewhere_are_one_model(pairs, second):
             np.testing.assert_allclose(part, wanted, rtol=1e-5, atol=1e-5)
     scores = [measure.score(model, ["induction", "copying", "copy_suppression"]).table for model in models]
     pd.testing.assert_frame_equal(*scores, rtol=0, atol=1e-5)
+    policy = HeadPolicy(models[0].card, np.array([[False, True], [False, True]]), sinks=2, window=8)
+    (logits, said), (wanted, words) = (under_a_policy(model, policy, implementation="torch", dense="sdpa") for model in models)
+    torch.testing.assert_close(logits, wanted, rtol=1e-5, atol=1e-4)
+    assert torch.equal(said, words)

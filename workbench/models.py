@@ -141,12 +141,6 @@ class HFModel:
             what = "only scores, labels, captures, generation and policies can be made of it so"
             raise InputError(f"the heads of {self.name} are spread over {self.shards.ranks} processes; {what}")
 
-    def check_in_place(self, what: str) -> None:
-        """Raise `InputError` if a device map has offloaded weights or spread layers over devices, for what moves or shares weights."""
-        places = dict.fromkeys(map(str, (getattr(self.hf, "hf_device_map", None) or {}).values()))
-        if len(places) > 1 or any(weight.is_meta for weight in self.hf.parameters()):
-            raise InputError(f"{what} takes the weights of {self.name} in one place, and a device map has put them on {', '.join(places)}")
-
     @cached_property
     def windows(self) -> list[int | None]:
         """How many keys back, its own among them, a token sees in each layer; None where it sees all."""
@@ -172,7 +166,9 @@ class HFModel:
         from transformer_lens.model_bridge import TransformerBridge
 
         self.check_alone()
-        self.check_in_place("a TransformerBridge")
+        places = dict.fromkeys(map(str, (getattr(self.hf, "hf_device_map", None) or {}).values()))
+        if len(places) > 1 or any(weight.is_meta for weight in self.hf.parameters()):
+            raise InputError(f"a TransformerBridge takes the weights of {self.name} in one place, and a device map has put them on {', '.join(places)}")
         shared = {id(tensor): tensor for tensor in [*self.hf.parameters(), *self.hf.buffers()]}
         module, tokenizer = copy.deepcopy(self.hf, shared), copy.deepcopy(self.tokenizer)
         module.config.architectures = [type(module).__name__]  # a model made in memory has none

@@ -59,14 +59,13 @@ def apply(model: HFModel, by: HeadPolicy | HeadLabels | str | Path, *, implement
     (`dense.BACKENDS`, or `auto`).
     Raises `InputError` for labels of another model, a model that the policy cannot be applied to, or an implementation that cannot run here.
     """
-    model.check_in_place("a policy")
     policy, own = _policy(model, by), model.own
     mine = policy if model.shards is None else policy.among(model.shards.kv_heads, own.shape)
     prefill, decoder = choose(implementation, model.device, model.shape.d_head)
     if dense not in ("auto", *BACKENDS):
         raise unknown("dense kernel", dense, ["auto", *BACKENDS])
-    running = Running(mine, prefill, decoder, dense)
-    with own.attention(HYBRID) as hf, permuted(own, mine), _caches_taken_over(hf, mine):
+    with own.attention(HYBRID) as hf, permuted(own, mine) as orders, _caches_taken_over(hf, mine):
+        running = Running(mine, prefill, decoder, dense, orders)
         try:
             for number, module in enumerate(own.weights.attentions):
                 module.workbench_policy = (number, running)

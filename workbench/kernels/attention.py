@@ -5,6 +5,7 @@
 3. The compensation token, if there is one, is merged into the streaming slice by log-sum-exp.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers.masking_utils import flash_attention_mask
 from workbench.errors import InputError
 from workbench.kernels.clock import Clock
 from workbench.kernels.layer import HybridLayer, New, Stored
+from workbench.kernels.permutation import Order
 from workbench.models import HYBRID
 from workbench.ops.attend import attend, decode
 from workbench.ops.decoding import DecodeStep
@@ -27,12 +29,16 @@ from workbench.policies import HeadPolicy
 
 @dataclass(eq=False)
 class Running:
-    """A policy at work in a model: who computes which part. `dense_used` says which dense kernels ran."""
+    """A policy at work in a model: who computes which part.
+
+    `orders` are those of the layers whose weights could not be permuted: there heads change places in every pass. `dense_used` says which dense kernels ran.
+    """
 
     policy: HeadPolicy
     implementation: str
     decoder: str
     dense: str
+    orders: dict[int, Order] = field(default_factory=dict)
     dense_used: set[str] = field(default_factory=set)
 
 
@@ -67,12 +73,13 @@ def _attention(
         return _sliding(running, query, k, v, attention_mask, scaling, softcap, sliding_window), None
     if not isinstance(key, New) and k.shape[2] != query.shape[2]:
         raise InputError("this cache holds the keys of all heads; let the policy make its own: pass no past_key_values, or an empty DynamicCache")
-    layer = key.layer if isinstance(key, New) else HybridLayer(running.policy, number, Clock())  # without a cache: kept for this pass only
-    start_B = layer.clock.padding(attention_mask, query.shape[0], query.device)
-    if query.shape[2] == 1 and layer.length:
-        z_BHQE = _decode(running, layer, query, k, v, start_B, scaling, softcap)
-    else:
-        z_BHQE = _prefill(running, layer, query, k, v, start_B, scaling, softcap)
+    layer = key.layer if isinstance(key, New) else HybridLayer(running.policy, number, defaultdict(Clock))  # without a cache: kept for this pass only
+    start_B = layer.clocks[query.device].padding(attention_mask, query.shape[0], query.device, layer.length)
+    computed = _decode if query.shape[2] == 1 and layer.length else _prefill
+    order = running.orders.get(number)
+    q, k, v = (query, k, v) if order is None else order.there(query, k, v)
+    z_BHQE = computed(running, layer, q, k, v, start_B, scaling, softcap)
+    z_BHQE = z_BHQE if order is None else order.back(z_BHQE)
     return z_BHQE.transpose(1, 2).contiguous(), None
 
 
@@ -91,7 +98,8 @@ def _prefill(running: Running, layer: HybridLayer, q: Tensor, k: Tensor, v: Tens
 
 
 def _dense(running: Running, layer: HybridLayer, q: Tensor, kv: tuple[Tensor, Tensor], scaling: float, softcap: float | None, out: Tensor) -> None:
-    start_B = None if layer.clock.seen is None else layer.clock.start_B
+    clock = layer.clocks[q.device]
+    start_B = None if clock.seen is None else clock.start_B
     z, backend = dense(q, *kv, scaling, running.dense, start_B, softcap)
     out.copy_(z)
     running.dense_used.add(backend)
@@ -116,7 +124,7 @@ def _streaming(running: Running, layer: HybridLayer, stored: Stored, q: Tensor, 
 
 def _decode(running: Running, layer: HybridLayer, q: Tensor, k: Tensor, v: Tensor, start_B: Tensor, scaling: float, softcap: float | None) -> Tensor:
     """One row behind others."""
-    position = layer.clock.set(layer.length, q.device)
+    position = layer.clocks[q.device].set(layer.length, q.device)
     layer.step(k, v, position, start_B)
     policy = running.policy
     buffers = layer.full_k, layer.full_v, layer.ring_k, layer.ring_v
@@ -144,7 +152,7 @@ def _sliding(running: Running, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | N
     """A layer that slides by itself, as it is: windows without sinks over what its own cache gave."""
     if window is None:
         raise RuntimeError("a layer with a window did not say which")
-    start_B = Clock().padding(mask, q.shape[0], q.device)
+    start_B = Clock().padding(mask, q.shape[0], q.device, 0)
     first = k.shape[2] - q.shape[2]
     problem = SinkWindow(q, k, v, 0, window, first, start_B, start_B, 0, 0, scaling, softcap)
     z, _ = attend(problem, running.implementation)

@@ -1,5 +1,6 @@
 """Which caches does a policy have? A `Cache` of transformers whose layers are hybrid, but where the model's own attention slides."""
 
+from collections import defaultdict
 from typing import Any
 
 from transformers import Cache, DynamicCache
@@ -27,10 +28,10 @@ def take_over(cache: Cache, policy: HeadPolicy, capacity: int = 0) -> None:
         raise InputError(f"a policy makes its own cache; it cannot take over a {type(cache).__name__}")
     if cache.get_seq_length():
         raise InputError("the cache already holds keys of all heads; begin with an empty one, or with none")
-    clock = Clock()
+    clocks = defaultdict(Clock)
     every = range(policy.card.shape.n_layers)
     own = list(cache.layers) or [DynamicLayer() for _ in every]
-    cache.layers = [HybridLayer(policy, layer, clock, capacity) if policy.windows[layer] is None else own[layer] for layer in every]
+    cache.layers = [HybridLayer(policy, layer, clocks, capacity) if policy.windows[layer] is None else own[layer] for layer in every]
     cache.layer_class_to_replicate = None
 
 

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from transformers.cache_utils import CacheLayerMixin
 
 from workbench.errors import InputError
-from workbench.kernels.clock import Clock
+from workbench.kernels.clock import Clocks
 from workbench.policies import HeadPolicy
 
 BLOCK = 256
@@ -61,9 +61,9 @@ class HybridLayer(CacheLayerMixin):
     is_sliding = False
     supports_early_init = False
 
-    def __init__(self, policy: HeadPolicy, number: int, clock: Clock, capacity: int = 0) -> None:
+    def __init__(self, policy: HeadPolicy, number: int, clocks: Clocks, capacity: int = 0) -> None:
         super().__init__()
-        self.policy, self.clock, self.capacity = policy, clock, capacity
+        self.policy, self.clocks, self.capacity = policy, clocks, capacity
         self.full = len(policy.full(number))
         self.length = 0
         self.unpruned: list[tuple[Tensor, Tensor]] | None = None
@@ -211,6 +211,7 @@ class HybridLayer(CacheLayerMixin):
         """Forget everything, and the buffers."""
         del self.full_k, self.full_v, self.ring_k, self.ring_v, self.dropped
         self.is_initialized, self.length, self.unpruned = False, 0, None
+        self.clocks.clear()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Raises `InputError`: beams share no ring."""

@@ -2,10 +2,12 @@
 
 The rows of W_Q, W_K, W_V (and their biases) and the columns of W_O are moved head by head, which changes no output: heads only meet in W_O's sum.
 Norms over one head's vector are shared by all heads and stay. Anything else that knows heads is refused.
+Weights that are offloaded are not here to be moved: in such a layer queries, keys and values change places in every pass, and the outputs change back.
 """
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -54,18 +56,37 @@ _LAYOUTS: dict[str, Callable[[Shape], Places]] = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class Order:
+    """In which order the heads of a layer stand whose weights stay: the places of KV heads [G] and of query heads [H]."""
+
+    kv_G: Tensor
+    query_H: Tensor
+
+    def there(self, q_BHQE: Tensor, k_BGQE: Tensor, v_BGQE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of a pass, in this order."""
+        kv_G, query_H = (index.to(q_BHQE.device) for index in (self.kv_G, self.query_H))
+        return q_BHQE.index_select(1, query_H), k_BGQE.index_select(1, kv_G), v_BGQE.index_select(1, kv_G)
+
+    def back(self, z_BHQE: Tensor) -> Tensor:
+        """The outputs of heads in this order, in that of the model."""
+        return z_BHQE.index_select(1, self.query_H.argsort().to(z_BHQE.device))
+
+
 @contextmanager
-def permuted(model: HFModel, policy: HeadPolicy) -> Generator[None, None, None]:
-    """The model's weights with the full heads of each layer first; put back at the end, whatever happens.
+def permuted(model: HFModel, policy: HeadPolicy) -> Generator[dict[int, Order], None, None]:
+    """The model's weights with the full heads of each layer first; put back at the end, whatever happens. Gives the orders of layers that are offloaded.
 
     While it lasts, nobody else may look at heads by their number: `HFModel.attention` refuses. Raises `InputError` for weights that heads cannot be moved in.
     """
     orders = {layer: policy.order(layer) for layer in policy.layers if policy.order(layer) != sorted(policy.order(layer))}
-    moves = [move for layer, order in orders.items() for move in _moves(model, layer, order)]
+    found = {layer: list(_moves(model, layer, order)) for layer, order in orders.items()}
+    away = {layer for layer, moves in found.items() if any(parameter.is_meta for parameter, _, _ in moves)}
+    moves = [move for layer, made in found.items() if layer not in away for move in made]
     try:
         for parameter, dimension, index in moves:
             _move(parameter, dimension, index)
-        yield
+        yield {layer: Order(torch.tensor(orders[layer]), _query_heads(orders[layer], model.shape)) for layer in away}
     finally:
         for parameter, dimension, index in moves:
             _move(parameter, dimension, index.argsort())
@@ -89,14 +110,18 @@ def _moves(model: HFModel, layer: int, order: list[int]) -> Iterator[tuple[Tenso
         index = _index(segments, order, shape)
         if parameter.shape[dimension] != len(index) or not parameter.is_floating_point():
             raise InputError(f"{where}, {parameter.dtype}, is not the matrix of {len(index)} numbers that its heads should take; is it quantised or sharded?")
-        yield parameter, dimension, index.to(parameter.device)
+        yield parameter, dimension, index if parameter.is_meta else index.to(parameter.device)
 
 
 def _index(segments: Segments, order: list[int], shape: Shape) -> Tensor:
-    query = [head * shape.group + member for head in order for member in range(shape.group)]
     parts, begin = [], 0
     for kind, size in segments:
-        heads = torch.tensor(query if kind == "q" else order)
+        heads = _query_heads(order, shape) if kind == "q" else torch.tensor(order)
         parts.append(begin + (heads[:, None] * size + torch.arange(size)).flatten())
         begin += len(heads) * size
     return torch.cat(parts)
+
+
+def _query_heads(order: list[int], shape: Shape) -> Tensor:
+    """The query heads [H] of KV heads in this order."""
+    return torch.tensor([head * shape.group + member for head in order for member in range(shape.group)])
