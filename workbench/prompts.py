@@ -51,6 +51,10 @@ class Prompts:
             if (row_BR < 0).any() or (row_BR >= self.length).any():
                 raise InputError(f"rows {name!r} leave the {self.length} tokens of the prompt")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How they travel to a worker: made anew from their parts, read-only again."""
+        return type(self), (self.ids_BT, dict(self.spans), dict(self.rows), self.match, self.prefilled, self.facts, self.padding)
+
     @property
     def count(self) -> int:
         """The number of prompts, B."""

@@ -10,13 +10,13 @@ from jaxtyping import Bool, Int
 from scipy.stats import binomtest
 
 from workbench.attention import Tap, tapped
+from workbench.calibration.crew import Crew
 from workbench.calibration.measuring import batched
-from workbench.calibration.search import Progress
 from workbench.calibration.taps import WAY
 from workbench.edits import Calibrate, Edit
 from workbench.heads import Head
 from workbench.models import HFModel
-from workbench.questions import Encoded, feed
+from workbench.questions import Batch, Encoded, feed
 from workbench.scores import bootstrap_interval
 
 COLUMNS = {
@@ -40,18 +40,31 @@ def mcnemar(fixed: int, broken: int) -> float:
     return float(binomtest(min(fixed, broken), fixed + broken, 0.5).pvalue) if fixed + broken else 1.0
 
 
-def answers(model: HFModel, questions: Sequence[Encoded], edits: Sequence[Edit] = ()) -> tuple[Bool[np.ndarray, " N"], Int[np.ndarray, " N"]]:
+def answers(model: HFModel | Crew, questions: Sequence[Encoded], edits: Sequence[Edit] = ()) -> tuple[Bool[np.ndarray, " N"], Int[np.ndarray, " N"]]:
     """Which questions are answered rightly under the edits, and how many sinks the first of them found in each."""
-    right_N, sinks_N = np.zeros(len(questions), bool), np.zeros(len(questions), np.int64)
-    for batch in batched(model, questions, range(len(questions))):
-        ids_BT, how = feed(model, batch.prompts)
-        tap = Tap(batch.prompts, (), edits, WAY)
-        with torch.inference_mode(), tapped(model, tap) as hf:
-            logits_BV = hf(ids_BT, use_cache=False, logits_to_keep=1, **how).logits[:, -1]
-        right_N[list(batch.numbers)] = batch.right(logits_BV)
-        if edits:
-            sinks_N[list(batch.numbers)] = tap.memory.found(0, model.shape, batch.prompts.count).sum((1, 2))
-    return right_N, sinks_N
+    return _every_way(Crew.of(model), questions, [edits])[0]
+
+
+def _every_way(crew: Crew, questions: Sequence[Encoded], ways: Sequence[Sequence[Edit]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`answers` under the edits of each way; a batch under the edits of one is a task."""
+    parts = batched(crew.device, questions, range(len(questions)))
+    found = iter(crew.run("held-out answers", _answered, [{"batch": batch, "edits": edits} for edits in ways for batch in parts]))
+    every = []
+    for _ in ways:
+        right_N, sinks_N = np.zeros(len(questions), bool), np.zeros(len(questions), np.int64)
+        for batch in parts:
+            right_N[list(batch.numbers)], sinks_N[list(batch.numbers)] = next(found)
+        every.append((right_N, sinks_N))
+    return every
+
+
+def _answered(model: HFModel, batch: Batch, edits: Sequence[Edit]) -> tuple[Bool[np.ndarray, " B"], Int[np.ndarray, " B"]]:
+    ids_BT, how = feed(model, batch.prompts)
+    tap = Tap(batch.prompts, (), edits, WAY)
+    with torch.inference_mode(), tapped(model, tap) as hf:
+        logits_BV = hf(ids_BT, use_cache=False, logits_to_keep=1, **how).logits[:, -1]
+    count = batch.prompts.count
+    return batch.right(logits_BV), tap.memory.found(0, model.shape, count).sum((1, 2)) if edits else np.zeros(count, np.int64)
 
 
 def conditions(kept: Sequence[Head], candidates: Sequence[Head], seeds: Sequence[int]) -> Iterator[tuple[str, int | None, tuple[Head, ...] | None]]:
@@ -65,28 +78,23 @@ def conditions(kept: Sequence[Head], candidates: Sequence[Head], seeds: Sequence
 
 
 def evaluate(
-    model: HFModel,
+    model: HFModel | Crew,
     questions: Mapping[str, Sequence[Encoded]],
     edit: Calibrate,
     kept: Sequence[Head],
     candidates: Sequence[Head],
     seeds: Sequence[int] = (0, 1, 2),
-    progress: Progress = lambda *_: None,
 ) -> pd.DataFrame:
     """The held-out table (`COLUMNS`): a row for every way to calibrate and every task, and one for the mean over tasks."""
-    every = [one for task in questions.values() for one in task]
+    crew, every = Crew.of(model), [one for task in questions.values() for one in task]
     parts = np.split(np.arange(len(every)), np.cumsum([len(task) for task in questions.values()])[:-1])
     named = dict(zip(questions, parts, strict=True))
     ways = list(conditions(kept, candidates, seeds))
-    progress("held out: none", 0, len(ways) + 1)
-    plain_N, sinks_N = answers(model, every)
+    (plain_N, sinks_N), *found = _every_way(crew, every, [(), *((replace(edit, heads=heads),) for _, _, heads in ways)])
     rows = _rows({"heads": "none", "seed": None, "count": 0}, named, plain_N, plain_N, sinks_N)
-    for number, (name, seed, heads) in enumerate(ways):
-        progress(f"held out: {name}", number + 1, len(ways) + 1)
-        right_N, sinks_N = answers(model, every, (replace(edit, heads=heads),))
-        count = model.shape.n_layers * model.shape.n_heads if heads is None else len(heads)
+    for (name, seed, heads), (right_N, sinks_N) in zip(ways, found, strict=True):
+        count = crew.card.shape.n_layers * crew.card.shape.n_heads if heads is None else len(heads)
         rows += _rows({"heads": name, "seed": seed, "count": count}, named, right_N, plain_N, sinks_N)
-    progress("held out", len(ways) + 1, len(ways) + 1)
     return pd.DataFrame(rows)
 
 

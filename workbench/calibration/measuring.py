@@ -1,13 +1,15 @@
 """What does calibrating one head do, measured? Exact effects of several heads at once, block of questions after block, until enough is known of each."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from workbench.calibration.crew import Crew
 from workbench.calibration.sequential import Tally
-from workbench.calibration.taps import Prepared, calibrated, prepare
+from workbench.calibration.taps import calibrated, prepare
 from workbench.edits import Calibrate
 from workbench.heads import Head
 from workbench.models import HFModel
@@ -15,6 +17,9 @@ from workbench.questions import Batch, Encoded, batches
 
 TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 2**16}
 """Tokens of one pass, about."""
+
+WORTH = 3.0
+"""How many times the plain pass a task must take that repeats it: more tasks let more workers take part, and cost up to a third more work."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +40,48 @@ class Evidence:
         return np.asarray(np.mean([value_NLH[task_N].mean(0) for task_N in among if task_N.any()], axis=0))
 
 
-def batched(model: HFModel, every: Sequence[Encoded], numbers: Sequence[int]) -> Iterator[Batch]:
-    """The questions of these numbers, as many at once as a device takes well."""
-    yield from batches(every, numbers, TOKENS_AT_ONCE.get(model.device.type, 1024))
+Pairs = dict[int, list[tuple[int, int]]]
+"""What is measured of a batch, by layer: which question of it, with which head calibrated."""
+
+After = dict[int, tuple[Bool[np.ndarray, " R"], Float[np.ndarray, " R"]]]
+"""What came of it, by layer and in the order of its pairs: whether the answer is right, and its loss in nats."""
+
+
+def batched(device: str, every: Sequence[Encoded], numbers: Sequence[int]) -> list[Batch]:
+    """The questions of these numbers, as many at once as a kind of device takes well."""
+    return batches(every, numbers, TOKENS_AT_ONCE.get(device, 1024))
+
+
+def effects(model: HFModel, batch: Batch, edit: Calibrate, pairs: Pairs) -> tuple[Float[np.ndarray, " B"], After]:
+    """Exact effects of single heads on questions of a batch: the losses of the plain model, and what came of every pair.
+
+    A layer gives the same numbers whichever others are measured beside it: each begins at the same plain pass, and its rows are its own.
+    """
+    ready = prepare(model, batch, edit, list(pairs))
+    size = max(1, TOKENS_AT_ONCE.get(model.device.type, 1024) // batch.prompts.length)
+    after: After = {}
+    for layer, mine in pairs.items():
+        seen = []
+        for part in (mine[begin : begin + size] for begin in range(0, len(mine), size)):
+            rows, logits_RV = calibrated(model, ready, layer, [place for place, _ in part], [head for _, head in part])
+            seen.append((rows.right(logits_RV), rows.loss(logits_RV).cpu().numpy()))
+        if seen:
+            after[layer] = tuple(map(np.concatenate, zip(*seen, strict=True)))
+    return batch.loss(ready.logits_BV).cpu().numpy(), after
+
+
+def work_of(pairs: Pairs, layers: int) -> list[int]:
+    """What each layer's rows take, in blocks of the model: a row begins at its layer."""
+    return [len(mine) * (layers - layer) for layer, mine in pairs.items()]
+
+
+def shares(pairs: Pairs, plain: int, layers: int) -> list[Pairs]:
+    """The layers in groups of about equal work, none much below `WORTH` times that of the `plain` pass, which each group repeats."""
+    work_L = np.array(work_of(pairs, layers))
+    count = max(1, int(work_L.sum() / (WORTH * plain)))
+    middle_L = (work_L.cumsum() - work_L / 2) / max(1, work_L.sum())
+    group_L = np.minimum((middle_L * count).astype(int), count - 1)
+    return [{layer: mine for (layer, mine), one in zip(pairs.items(), group_L, strict=True) if one == group} for group in np.unique(group_L)]
 
 
 def tally_of(head: Head, evidence: Evidence) -> Tally:
@@ -53,43 +97,48 @@ class Measuring:
     `exact` has the change of the loss by each head and question, in nats, NaN where it was not seen; `rows` counts the passes (question × head).
     """
 
-    def __init__(self, model: HFModel, every: Sequence[Encoded], evidence: Evidence, edit: Calibrate, tallies: dict[Head, Tally]) -> None:
-        self.model, self.every, self.evidence, self.edit, self.tallies = model, every, evidence, edit, tallies
+    def __init__(self, crew: Crew, every: Sequence[Encoded], evidence: Evidence, edit: Calibrate, tallies: dict[Head, Tally]) -> None:
+        self.crew, self.every, self.evidence, self.edit, self.tallies = crew, every, evidence, edit, tallies
         self.exact = {head: np.full(len(every), np.nan) for head in tallies}
         self.rows, self.work = 0, 0.0  # `work`: tokens × blocks that passes took, the plain ones included
 
-    def run(self, block: Sequence[int], last: bool) -> None:
+    def run(self, what: str, block: Sequence[int], last: bool) -> None:
         """Measure the questions of these numbers, and judge the heads unless this is the last block."""
         active = [head for head, tally in self.tallies.items() if not tally.stopped]
-        for batch in batched(self.model, self.every, block) if active else ():
-            ready = prepare(self.model, batch, self.edit, sorted({head.layer for head in active}))
-            loss_B = batch.loss(ready.logits_BV).cpu().numpy()
-            self.work += batch.prompts.ids_BT.size * self.model.shape.n_layers
-            for layer in ready.changed:
-                self._layer(ready, layer, [head for head in active if head.layer == layer], loss_B)
+        calls = [call for batch in batched(self.crew.device, self.every, block) for call in self._calls(batch, active)] if active else []
+        for call, (loss_B, after) in zip(calls, self.crew.run(what, effects, calls), strict=True):
+            pairs: Pairs = call["pairs"]
+            seen = {(layer, *pair): one for layer in after for pair, one in zip(pairs[layer], zip(*after[layer], strict=True), strict=True)}
+            for head in active:
+                if head.layer in pairs:
+                    self._add(call["batch"], head, loss_B, seen)
         for head in active if not last else ():
             self.tallies[head].judge()
 
-    def _layer(self, ready: Prepared, layer: int, heads: list[Head], loss_B: np.ndarray) -> None:
-        batch, evidence = ready.batch, self.evidence
-        after = {}
-        pairs = [(place, head) for place, number in enumerate(batch.numbers) for head in heads if evidence.sinks_NLH[number, layer, head.index]]
-        size = max(1, TOKENS_AT_ONCE.get(self.model.device.type, 1024) // batch.prompts.length)
-        for part in (pairs[begin : begin + size] for begin in range(0, len(pairs), size)):
-            rows, logits_RV = calibrated(self.model, ready, layer, [place for place, _ in part], [head.index for _, head in part])
-            after.update(zip(part, zip(rows.right(logits_RV), rows.loss(logits_RV).cpu().numpy(), strict=True), strict=True))
-            self.rows += len(part)
-            self.work += rows.prompts.ids_BT.size * (self.model.shape.n_layers - layer)
+    def _calls(self, batch: Batch, active: list[Head]) -> list[dict[str, Any]]:
+        """The tasks of a batch: all of its heads, or groups of whole layers, which share nothing but the plain pass."""
+        sinks_NLH, layers = self.evidence.sinks_NLH, self.crew.card.shape.n_layers
+        pairs: Pairs = {layer: [] for layer in sorted({head.layer for head in active})}
         for place, number in enumerate(batch.numbers):
-            before = bool(evidence.right_N[number])
-            for head in heads:
-                right, loss = after.get((place, head), (before, loss_B[place]))
-                self.exact[head][number] = loss - loss_B[place]
-                self.tallies[head].add(int(evidence.task_N[number]), before, bool(right), bool(evidence.sinks_NLH[number, layer, head.index]))
+            for head in active:
+                if sinks_NLH[number, head.layer, head.index]:
+                    pairs[head.layer].append((place, head.index))
+        groups = shares(pairs, batch.prompts.count * layers, layers) if self.crew.several else [pairs]
+        self.rows += sum(map(len, pairs.values()))
+        self.work += batch.prompts.length * sum(work_of(pairs, layers))
+        self.work += batch.prompts.ids_BT.size * layers * len(groups)
+        return [{"batch": batch, "edit": self.edit, "pairs": group} for group in groups]
+
+    def _add(self, batch: Batch, head: Head, loss_B: np.ndarray, seen: dict[tuple[int, int, int], tuple[np.bool_, np.floating]]) -> None:
+        for place, number in enumerate(batch.numbers):
+            before, sink = bool(self.evidence.right_N[number]), bool(self.evidence.sinks_NLH[number, head.layer, head.index])
+            right, loss = seen.get((head.layer, place, head.index), (before, loss_B[place]))
+            self.exact[head][number] = loss - loss_B[place]
+            self.tallies[head].add(int(self.evidence.task_N[number]), before, bool(right), sink)
 
     def full(self, candidates: Sequence[Head], cost: Mapping[str, float]) -> dict[str, float]:
         """What all candidates on all questions would take at the measured rate: with these shortcuts but no screening or stopping, and as plain passes."""
-        evidence, layers = self.evidence, self.model.shape.n_layers
+        evidence, layers = self.evidence, self.crew.card.shape.n_layers
         each = [evidence.tokens_N @ (evidence.sinks_NLH[:, head.layer, head.index] > 0) * (layers - head.layer) for head in candidates]
         shared = evidence.tokens_N.sum() * layers
         plain = shared * len(candidates)

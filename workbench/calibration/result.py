@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workbench.calibration.crew import Clock, Crew, Progress
 from workbench.calibration.evaluation import evaluate
-from workbench.calibration.search import Clock, Progress, Search, Setting, search
+from workbench.calibration.search import Search, Setting, search
 from workbench.calibration.taps import WAY
 from workbench.errors import InputError
 from workbench.heads import ModelCard
@@ -103,29 +104,34 @@ def calibrate(
 
     Raises `InputError` for unknown tasks, bad lines, options that begin with one token, and settings that do not fit the model.
     """
+    return calibrate_by(Crew.here(model, progress), asked, setting, seeds=seeds)
+
+
+def calibrate_by(crew: Crew, asked: Asked | None = None, setting: Setting | None = None, *, seeds: Sequence[int] = (0, 1, 2)) -> Calibration:
+    """`calibrate` by whoever is given: the same numbers; only `cost` differs, whose seconds are of this clock, and of the processors of all who worked."""
     asked, setting = asked or Asked(), setting or Setting()
-    setting.candidates(model.shape)
-    used, kept_out, left_out = encoded(model, asked)
+    setting.candidates(crew.card.shape)
+    ((used, kept_out, left_out),) = crew.run("questions", encoded, [{"asked": asked}])
     made_by = versions()
-    found = search(model, used, setting, progress)
-    clock = Clock()
-    table = evaluate(model, kept_out, setting.edit, found.kept, found.candidates, seeds, progress)
+    found = search(crew, used, setting)
+    clock = Clock(crew)
+    table = evaluate(crew, kept_out, setting.edit, found.kept, found.candidates, seeds)
     found = replace(found, cost={**found.cost, **clock.read("held_out")})
-    place = {"device": model.device.type, "dtype": str(model.dtype).removeprefix("torch."), "implementation": WAY, **made_by}
+    place = {"device": crew.device, "dtype": crew.dtype, "implementation": WAY, **made_by}
     tasks = {task: {"calibration": len(used[task]), "held_out": len(kept_out[task]), "left_out": left_out[task]} for task in used}
     edit = {name: value for name, value in setting.edit.describe().items() if name != "heads"}
     layers = sorted({head.layer for head in found.candidates})
     made = {"tasks": tasks, "edit": edit, "screen": setting.screen, "sample": setting.sample, "block": setting.block, "layers": layers}
     facts = {
-        "model": model.name,
-        "fingerprint": model.fingerprint,
+        "model": crew.card.name,
+        "fingerprint": crew.card.fingerprint,
         **made,
         "seed": asked.seed,
         "seed_search": setting.seed,
         "seeds_random": list(seeds),
         **place,
     }
-    return Calibration(model.card, found, table, facts, tuple(_remarks(found, left_out)))
+    return Calibration(crew.card, found, table, facts, tuple(_remarks(found, left_out)))
 
 
 def encoded(model: HFModel, asked: Asked) -> tuple[dict[str, list[Encoded]], dict[str, list[Encoded]], dict[str, int]]:

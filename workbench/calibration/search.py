@@ -4,13 +4,13 @@ ACT (Yu et al. 2024, 2406.15765) runs every question once for every head. Here o
 the loss; the best share is measured exactly, in passes that begin at the head's layer and hold several heads at once; a head is left when enough is known.
 """
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
+from workbench.calibration.crew import Clock, Crew
 from workbench.calibration.measuring import Evidence, Measuring, batched, tally_of
 from workbench.calibration.sequential import e_value
 from workbench.calibration.taps import screen
@@ -19,10 +19,9 @@ from workbench.errors import InputError
 from workbench.heads import Head, Shape
 from workbench.models import HFModel
 from workbench.passes import check
+from workbench.prompts import Prompts
 from workbench.questions import Encoded
 from workbench.scores import rank_agreement
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Setting:
 class Search:
     """What the search found: the `kept` heads, a row of `table` for every head measured (`COLUMNS`), and how far screening agrees with the exact effects.
 
-    `cost` has seconds, of the clock and of the processor, and what the full search would take at the same rate.
+    `cost` has seconds, of the clock of who asked and of the processors of all who worked, and what the full search would take at the same rate.
     """
 
     candidates: tuple[Head, ...]
@@ -90,60 +89,48 @@ COLUMNS = {
 """What the columns of `Search.table` mean."""
 
 
-class Clock:
-    """Seconds of the clock and of the processor (all threads) since it was made."""
-
-    def __init__(self) -> None:
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
-
-    def read(self, name: str) -> dict[str, float]:
-        """Both, by name."""
-        return {f"{name}_seconds": time.perf_counter() - self._wall, f"{name}_cpu_seconds": time.process_time() - self._cpu}
-
-
-def search(model: HFModel, questions: Mapping[str, Sequence[Encoded]], setting: Setting | None = None, progress: Progress = lambda *_: None) -> Search:
-    """Search the heads on the questions of each task.
+def search(model: HFModel | Crew, questions: Mapping[str, Sequence[Encoded]], setting: Setting | None = None) -> Search:
+    """Search the heads on the questions of each task, here or by whoever is given.
 
     Raises `InputError` for layers that are not there, questions too long for the model, and settings out of range.
     """
-    setting = setting or Setting()
-    candidates = setting.candidates(model.shape)
+    crew, setting = Crew.of(model), setting or Setting()
+    candidates = setting.candidates(crew.card.shape)
     every = [one for task in questions.values() for one in task]
     task_N = np.repeat(np.arange(len(questions)), [len(task) for task in questions.values()])
     order = np.random.default_rng(setting.seed).permutation(len(every)).tolist()
     blocks = [order[begin : begin + setting.block] for begin in range(0, len(order), setting.block)]
-    clock = Clock()
-    evidence = _screened(model, every, tuple(questions), task_N, setting, candidates, lambda done, total: progress("screening", done, total + len(blocks)))
+    clock = Clock(crew)
+    evidence = _screened(crew, every, tuple(questions), task_N, setting, candidates)
     screening = clock.read("screening")
     rank_LH = evidence.over_tasks(evidence.first_NLH)
     chosen = _chosen(candidates, rank_LH, evidence, setting)
-    clock = Clock()
-    measuring = Measuring(model, every, evidence, setting.edit, {head: tally_of(head, evidence) for head in chosen})
-    for number, block in enumerate(blocks):
-        progress("measuring heads", number, len(blocks))
-        measuring.run(block, last=number == len(blocks) - 1)
-    progress("measured", len(blocks), len(blocks))
+    clock = Clock(crew)
+    measuring = Measuring(crew, every, evidence, setting.edit, {head: tally_of(head, evidence) for head in chosen})
+    for number, block in enumerate(blocks, 1):
+        measuring.run(f"measuring heads, block {number} of {len(blocks)}", block, last=number == len(blocks))
     cost = {**screening, **clock.read("measuring"), "passes": measuring.rows}
     table = _table(chosen, measuring, rank_LH)
     kept = tuple(head for head in sorted(chosen) if measuring.tallies[head].kept)
     return Search(candidates, kept, table, evidence, _agreement(table), {**cost, **measuring.full(candidates, cost)})
 
 
-def _screened(
-    model: HFModel, every: list[Encoded], names: tuple[str, ...], task_N: np.ndarray, setting: Setting, candidates: tuple[Head, ...], told: Callable
-) -> Evidence:
-    size = len(every), model.shape.n_layers, model.shape.n_heads
+def _screened(crew: Crew, every: list[Encoded], names: tuple[str, ...], task_N: np.ndarray, setting: Setting, candidates: tuple[Head, ...]) -> Evidence:
+    size = len(every), crew.card.shape.n_layers, crew.card.shape.n_heads
     first_NLH, sinks_NLH, loss_N, right_N = np.zeros(size), np.zeros(size, np.int64), np.zeros(size[0]), np.zeros(size[0], bool)
-    layers = sorted({head.layer for head in candidates})
-    parts = list(batched(model, every, range(len(every))))
-    for batch in parts:
-        check(model, batch.prompts, batch.prompts.length, [], [setting.edit])
-    for number, batch in enumerate(parts):
-        told(number, len(parts))
-        seen, index = screen(model, batch, setting.edit, layers), list(batch.numbers)
+    parts = batched(crew.device, every, range(len(every)))
+    crew.run("questions", _checked, [{"parts": [batch.prompts for batch in parts], "edit": setting.edit}])
+    how = {"edit": setting.edit, "layers": sorted({head.layer for head in candidates})}
+    for batch, seen in zip(parts, crew.run("screening", screen, [{"batch": batch, **how} for batch in parts]), strict=True):
+        index = list(batch.numbers)
         first_NLH[index], sinks_NLH[index], loss_N[index], right_N[index] = seen.first_BLH, seen.sinks_BLH, seen.loss_B, seen.right_B
     tokens_N = np.array([len(one.ids) for one in every])
     return Evidence(names, task_N, tokens_N, first_NLH, sinks_NLH, loss_N, right_N)
+
+
+def _checked(model: HFModel, parts: Sequence[Prompts], edit: Calibrate) -> None:
+    for prompts in parts:
+        check(model, prompts, prompts.length, [], [edit])
 
 
 def _chosen(candidates: tuple[Head, ...], rank_LH: np.ndarray, evidence: Evidence, setting: Setting) -> dict[Head, str]:

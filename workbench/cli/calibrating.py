@@ -1,18 +1,19 @@
 """Which attention sinks hurt? The command that searches the heads to calibrate, and shows what that does on held-out questions."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from workbench.cli import show
 from workbench.cli.app import Device, Dtype, Json, ModelName, Revision, app, numbers
-from workbench.cli.workers import Address, Cpus, ExecutorName, Gpus, here_or_there
+from workbench.cli.workers import Address, Cpus, ExecutorName, Gpus, calling, here_or_there
 from workbench.errors import InputError, unknown
 from workbench.sources import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from workbench.calibration import Calibration
+    from workbench.executors import Wanted
     from workbench.labels import HeadLabels
 
 RULE_NAMES = {"alpha": "share", "absolute": "absolute", "uniform": "uniform"}
@@ -81,9 +82,21 @@ def calibrate(
     given = None if labels is None else HeadLabels.load(labels)
     show.hush_libraries()
     how = {"asked": asked, "setting": setting, "seeds": tuple(range(random_sets))}
-    chosen, wanted = (executor, address, cpus, gpus), Wanted(model, revision, device, dtype)
-    found = here_or_there(chosen, wanted, "calibration", calibration.calibrate, how, lambda loaded: given and given.check_model(loaded.card))
+    found = _found((executor, address, cpus, gpus), Wanted(model, revision, device, dtype), how, given)
     _show(found, _written(found, given, out), as_json)
+
+
+def _found(chosen: tuple[str, str | None, int | None, float | None], wanted: "Wanted", how: dict[str, Any], given: "HeadLabels | None") -> "Calibration":
+    """The calibration, made here, or by the workers that were chosen."""
+    from workbench import calibration
+
+    if chosen[0] == "local":
+        return here_or_there(chosen, wanted, "calibration", calibration.calibrate, how, lambda loaded: given and given.check_model(loaded.card))
+    with calling(chosen, wanted) as each:
+        crew = calibration.Crew.there(each)
+        if given is not None:
+            given.check_model(crew.card)
+        return calibration.calibrate_by(crew, **how)
 
 
 def _written(found: "Calibration", given: "HeadLabels | None", out: Path) -> dict[str, Path]:

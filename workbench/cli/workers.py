@@ -39,6 +39,21 @@ def workers(name: str, address: str | None, cpus: int | None, gpus: float | None
         yield found
 
 
+@contextmanager
+def calling(
+    chosen: tuple[str, str | None, int | None, float | None], wanted: "Wanted"
+) -> Generator[Callable[[str, Callable[..., Any], Sequence[dict[str, Any]]], list[Any]]]:
+    """What makes calls of functions of a model, by the workers that were chosen (the four options in their order); they keep the model from call to call."""
+    from workbench.sweeping.tasks import call_on
+
+    with workers(*chosen) as executor, show.progress() as progress:
+
+        def each(what: str, function: Callable[..., Any], calls: Sequence[dict[str, Any]]) -> list[Any]:
+            return call_on(executor, wanted, what, function, calls, progress)
+
+        yield each
+
+
 def called(
     chosen: tuple[str, str | None, int | None, float | None],
     wanted: "Wanted",
@@ -46,11 +61,9 @@ def called(
     function: Callable[..., Any],
     calls: Sequence[dict[str, Any]],
 ) -> list[Any]:
-    """What a function of a model gives for each call, by the workers that were chosen (the four options in their order)."""
-    from workbench.sweeping.tasks import call_on
-
-    with workers(*chosen) as executor, show.progress() as progress:
-        return call_on(executor, wanted, what, function, calls, progress)
+    """What a function of a model gives for each call, by the workers that were chosen."""
+    with calling(chosen, wanted) as each:
+        return each(what, function, calls)
 
 
 def here_or_there(
