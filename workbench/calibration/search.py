@@ -119,7 +119,7 @@ def _screened(crew: Crew, every: list[Encoded], names: tuple[str, ...], task_N: 
     size = len(every), crew.card.shape.n_layers, crew.card.shape.n_heads
     first_NLH, sinks_NLH, loss_N, right_N = np.zeros(size), np.zeros(size, np.int64), np.zeros(size[0]), np.zeros(size[0], bool)
     parts = batched(crew.device, every, range(len(every)))
-    crew.run("questions", _checked, [{"parts": [batch.prompts for batch in parts], "edit": setting.edit}])
+    crew.run("lengths", _checked, [{"parts": [batch.prompts for batch in parts], "edit": setting.edit}])
     how = {"edit": setting.edit, "layers": sorted({head.layer for head in candidates})}
     for batch, seen in zip(parts, crew.run("screening", screen, [{"batch": batch, **how} for batch in parts]), strict=True):
         index = list(batch.numbers)
