@@ -15,6 +15,7 @@ from workbench.edits import Ablate, Calibrate
 from workbench.errors import InputError
 from workbench.heads import Head
 from workbench.kernels import apply
+from workbench.labels import HeadLabels
 from workbench.models import load
 from workbench.plan import LINK, away
 from workbench.policies import HeadPolicy
@@ -166,8 +167,32 @@ def test_without_a_gpu_the_plan_asks_for_one_to_imagine(pairs):
     assert "say with --gpu-memory how many GiB weights may take there" in run.stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("generate", "abc", "--labels", "LABELS"),
+        ("verify", "LABELS", "--by", "induction"),
+        ("needle", "LABELS", "--ablate", "L0H1"),
+        ("map", "--text", "TEXT", "--head", "L0H1"),
+        ("label", "--probe", "induction"),
+        ("score", "--probe", "induction"),
+    ],
+)
+def test_every_command_that_spreads_a_model_asks_for_it(pairs, words, tmp_path):
+    """What `load` says of the options shows that they reach it."""
+    model = pairs["llama"][0]
+    files = {"TEXT": tmp_path / "text.txt", "LABELS": tmp_path / "heads.json"}
+    files["TEXT"].write_text("the cat sat on the mat", encoding="utf-8")
+    HeadLabels(model.card, {}, {"induction": np.zeros((2, 6))}).save(files["LABELS"])
+    asked = [str(files.get(word, word)) for word in words]
+    run = CliRunner().invoke(app, [*asked, "--model", model.origin, "--device-map", "even", "--gpu-memory", "1"])
+    assert run.exit_code == 2
+    assert "unknown device map 'even'; there are: auto" in run.stderr
+
+
 def test_other_workers_load_their_own_models(pairs):
-    run = CliRunner().invoke(app, ["score", "--model", str(pairs["llama"][0].origin), "--executor", "ray", "--device-map", "auto"])
+    model = pairs["llama"][0]
+    run = CliRunner().invoke(app, ["score", "--model", str(model.origin), "--executor", "ray", "--device-map", "auto"])
     assert run.exit_code == 2
     assert "with --executor ray each task loads its own" in run.stderr
 

@@ -13,12 +13,15 @@ import pandas as pd
 import pytest
 import torch
 from sharded import ARCHITECTURES, DEEP
+from typer.testing import CliRunner
 
+from workbench.cli import app
 from workbench.errors import InputError
 from workbench.heads import Head, Shape
 from workbench.labels import HeadLabels
 from workbench.loading import shape_of
 from workbench.models import load
+from workbench.policies import HeadPolicy
 from workbench.probes import PROBES
 from workbench.sharding import Shards, plan, settled
 from workbench.tiny import random_model
@@ -204,6 +207,47 @@ def test_the_command_line_writes_and_prints_once_and_the_same(found, tmp_path, t
     assert (two.card, two.labels) == (one.card, one.labels)
     for name, score_LH in one.scores.items():
         np.testing.assert_allclose(two.scores[name], score_LH, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def one_word(tmp_path_factory):
+    """A model whose answer is always k, whatever it is asked, and labels of it: its final norm adds what the output takes for a k."""
+    folder, model = tmp_path_factory.mktemp("one_word"), random_model("gpt_neox")
+    norm, output = model.hf.gpt_neox.final_layer_norm, model.hf.get_output_embeddings()
+    norm.weight.data *= 0.05
+    norm.bias.data[:] = 1.0
+    output.weight.data[model.tokenizer("k", add_special_tokens=False)["input_ids"][0]] = 1.0
+    for part in (model.hf, model.tokenizer):
+        part.save_pretrained(folder)
+    scores = {"razor_echo": np.arange(8.0).reshape(2, 4), "razor_induction": np.zeros((2, 4))}
+    card = load(str(folder), device="cpu").card
+    policy = HeadPolicy(card, np.array([[True, False, False, True], [False, True, False, False]]), sinks=2, window=8)
+    return folder, HeadLabels(card, {}, scores, policy=policy.to_json()).save(folder / "heads.json")
+
+
+@pytest.mark.slow
+def test_policies_are_verified_and_answer_on_the_command_line(one_word, tmp_path):
+    """`verify` and `generate` by two processes and by one: the same tables and words, said once."""
+    folder, labels = one_word
+    needles = [{"needle": 32 * "k", "question": question} for question in ("What?", "Which?")]
+    (tmp_path / "needles.jsonl").write_text("".join(json.dumps(needle) + "\n" for needle in needles), encoding="utf-8")
+    tests = ["--lengths", 600, "--depths", "0.5", "--per-cell", 1, "--needles", tmp_path / "needles.jsonl", "--text-tokens", 300]
+    sizes = ["--kv-budgets", "0.5", "--seeds", 1]
+    words = {"verify": ["verify", labels, *tests, *sizes], "generate": ["generate", "the cat sat on the mat", "--labels", labels, "--max-new-tokens", 9]}
+    for name, asked in words.items():
+        both = [*asked, "--model", folder, "--json"]
+        out = {number: ["--out", tmp_path / f"{number}.csv"] if name == "verify" else [] for number in (1, 2)}
+        run = torchrun("-m", "workbench.cli", *both, *out[2], "--tensor-parallel")
+        assert run.returncode == 0, run.stderr[-4000:]
+        two, one = json.loads(run.stdout), CliRunner().invoke(app, [str(word) for word in (*both, *out[1])])
+        assert one.exit_code == 0, one.output
+        if name == "generate":
+            assert two["response"] == json.loads(one.stdout)["response"] == 9 * "k"
+    tables = [pd.read_csv(tmp_path / f"{number}.csv") for number in (1, 2)]
+    assert tables[0]["policy"].tolist() == ["full", "saved", "razor_echo+razor_induction", "random", "window"]
+    assert (tables[0]["recall"] == 1).all()
+    assert tables[0]["perplexity"].nunique() > 1
+    pd.testing.assert_frame_equal(*tables, rtol=1e-5)
 
 
 @pytest.mark.parametrize("command", [["label", "--model", "none"], ["circuit", "tasks"], ["sweep", "--model", "none"]])

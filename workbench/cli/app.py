@@ -42,7 +42,7 @@ def _check_alone() -> None:
     if started > 1 and "--tensor-parallel" not in sys.argv:
         raise InputError(
             f"torchrun started {started} processes, and each would do all of this; to spread the heads of one model over them add --tensor-parallel, "
-            "which label and score have; all else is started without torchrun"
+            "which label, score, generate and verify have; all else is started without torchrun"
         )
 
 

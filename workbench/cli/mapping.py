@@ -7,6 +7,7 @@ import typer
 
 from workbench.cli import show
 from workbench.cli.app import Chunk, Device, Dtype, Implementation, Json, ModelName, Revision, app
+from workbench.cli.spreading import DeviceMap, GpuMemory
 from workbench.errors import InputError
 from workbench.sources import DEFAULT_MODEL
 
@@ -30,6 +31,8 @@ def attention_map(
     revision: Revision = None,
     implementation: Implementation = "auto",
     chunk: Chunk = None,
+    device_map: DeviceMap = None,
+    gpu_memory: GpuMemory = None,
     as_json: Json = False,
 ) -> None:
     """Draw where one head looks on a long text, as a page: pooled where there are more tokens than cells, exact where there are not.
@@ -44,7 +47,7 @@ def attention_map(
     views.check_ending(out)
     content, digest = haystack_text(text)
     show.hush_libraries()
-    loaded = models.load(model, device=device, dtype=dtype, revision=revision, say=show.remark)
+    loaded = models.load(model, device=device, dtype=dtype, revision=revision, device_map=device_map, gpu_memory=gpu_memory, say=show.remark)
     prompts = Prompts.from_text(loaded, content)
     if tokens is not None:
         if not 0 < tokens <= prompts.length:

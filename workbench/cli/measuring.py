@@ -33,7 +33,7 @@ from workbench.cli.app import (
     numbers,
 )
 from workbench.cli.publishing import taken
-from workbench.cli.spreading import DeviceMap, GpuMemory, TensorParallel, check_workers
+from workbench.cli.spreading import DeviceMap, GpuMemory, TensorParallel, by_all, check_workers, is_first
 from workbench.cli.workers import Address, Cpus, ExecutorName, Gpus, threads, workers
 from workbench.errors import InputError, unknown
 from workbench.sources import DEFAULT_MODEL
@@ -185,7 +185,8 @@ def _measure(asked: Mapping[str, Any], sample_rows: int | None, verbose: bool) -
     groups = grouping.plan(probes, preset, options)
     if not verbose:
         show.hush_libraries()
-    check_workers(asked)
+    spread = {key: asked[key] for key in ("device_map", "gpu_memory", "tensor_parallel")}
+    check_workers(asked["executor"], spread)
     place = {key: asked[key] for key in ("revision", "device", "dtype")}
     chosen = tuple(asked[key] for key in ("executor", "address", "cpus", "gpus"))
     if chosen[0] != "local":
@@ -193,16 +194,12 @@ def _measure(asked: Mapping[str, Any], sample_rows: int | None, verbose: bool) -
         with workers(*chosen) as executor, show.progress() as progress:
             return score_on(executor, Wanted(name, **place), question, runs_for(runs, chosen[0]), progress)
     threads(chosen)
-    spread = {key: asked[key] for key in ("device_map", "gpu_memory", "tensor_parallel")}
     model = models.load(name, **place, **spread, say=show.remark)
     implementations.choose(way.implementation, model.device, 1)  # what cannot run shows before prompts are built
     how: dict[str, Any] = {"preset": preset, "seed": seed, "runs": None if str(runs) == "-" else runs, "options": options, "way": way}
-    if model.shards is not None and model.shards.rank:
-        measure.score(model, probes, **how)
-        raise typer.Exit
-    _announce(model, groups)
-    with show.progress() as progress:
-        return measure.score(model, probes, **how, progress=progress)
+    if is_first(model):
+        _announce(model, groups)
+    return by_all(model, measure.score, probes, **how)
 
 
 def _announce(model: "HFModel", groups: list) -> None:

@@ -9,6 +9,7 @@ import typer
 from workbench.cli import show
 from workbench.cli.app import Depths, Device, Dtype, Haystack, Json, ModelName, Needles, Revision, Runs, app, needle_tests
 from workbench.cli.policy import Labels
+from workbench.cli.spreading import DeviceMap, GpuMemory
 from workbench.errors import InputError
 from workbench.sources import DEFAULT_MODEL
 
@@ -38,6 +39,8 @@ def needle(
     device: Device = "auto",
     dtype: Dtype = "auto",
     revision: Revision = None,
+    device_map: DeviceMap = None,
+    gpu_memory: GpuMemory = None,
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
@@ -58,7 +61,7 @@ def needle(
     heads = measuring.chosen(known, ablate, by)
     setting = setting_of(lengths, depths, kind=kind, per_cell=per_cell, draws=draws, seed=seed, needles=needles, haystack=haystack)
     show.hush_libraries()
-    loaded = models.load(model, device=device, dtype=dtype, revision=revision, say=show.remark)
+    loaded = models.load(model, device=device, dtype=dtype, revision=revision, device_map=device_map, gpu_memory=gpu_memory, say=show.remark)
     known.check_model(loaded.card)
     with show.progress() as progress:
         found = measuring.measure(loaded, heads, setting, runs=None if str(runs) == "-" else runs, progress=progress)

@@ -7,6 +7,7 @@ import typer
 
 from workbench.cli import show
 from workbench.cli.app import Device, Dtype, Json, ModelName, Revision, app
+from workbench.cli.spreading import DeviceMap, GpuMemory, TensorParallel, is_first, others_end
 from workbench.errors import InputError
 from workbench.sources import DEFAULT_MODEL
 
@@ -143,6 +144,9 @@ def generate(
     dtype: Dtype = "auto",
     revision: Revision = None,
     implementation: How = "auto",
+    device_map: DeviceMap = None,
+    gpu_memory: GpuMemory = None,
+    tensor_parallel: TensorParallel = False,
     as_json: Json = False,
 ) -> None:
     """Let a model answer with the attention that its labels ask for, greedily; or without the heads of a label.
@@ -161,31 +165,39 @@ def generate(
     if not text.strip():
         raise InputError("the prompt is empty")
     show.hush_libraries()
-    loaded = models.load(model, device=device, dtype=dtype, revision=revision, say=show.remark)
-    if chat:
-        if not getattr(loaded.tokenizer, "chat_template", None):
-            raise InputError(f"{loaded.name} has no chat template; leave --chat out")
-        text = loaded.tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
-    ids = loaded.tokenizer(text, return_tensors="pt", add_special_tokens=not chat)["input_ids"].to(loaded.device)
+    spread: dict[str, Any] = {"device_map": device_map, "gpu_memory": gpu_memory, "tensor_parallel": tensor_parallel}
+    loaded = models.load(model, device=device, dtype=dtype, revision=revision, **spread, say=show.remark)
+    ids = _asked(loaded, text, chat)
     if prune is not None:
         if chunk is not None or implementation != "auto":
             raise InputError("--prune runs the model as it is, less some heads: without --chunk and --implementation")
         return _without(loaded, found, prune, ids, max_new_tokens, as_json)
-    if loaded.device.type == "cpu":
+    if loaded.device.type == "cpu" and is_first(loaded):
         show.remark("on the CPU plain torch runs; it saves memory, the kernels that save time need CUDA")
     with apply(loaded, found, implementation=implementation) as applied:
         cache = applied.cache()
         how = {"max_new_tokens": max_new_tokens, "do_sample": False, "prefill_chunk_size": chunk, "past_key_values": cache}
         made = applied.generate(ids, attention_mask=ids.new_ones(ids.shape), **how)
+        others_end(loaded)
         answer = loaded.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
         tokens, used = made.shape[1], caches.nbytes(cache)
-        every = applied.policy.kv_bytes(tokens - 1, loaded.dtype.itemsize) / applied.policy.share(tokens - 1)
+        every = (mine := applied.running.policy).kv_bytes(tokens - 1, loaded.dtype.itemsize) / mine.share(tokens - 1)
         facts = {**applied.facts, "prompt_tokens": ids.shape[1], "tokens": tokens, "kv_bytes": used, "kv_bytes_full": round(every)}
     if as_json:
         return show.as_json({"response": answer, **facts})
     show.result(answer)
-    told = f"{tokens} tokens; KV memory {used / 2**20:.1f} MiB, {every / 2**20:.1f} with every head full; {facts['implementation']} attention"
+    where = "" if loaded.shards is None else f" in the first of {loaded.shards.ranks} processes"
+    told = f"{tokens} tokens; KV memory{where} {used / 2**20:.1f} MiB, {every / 2**20:.1f} with every head full; {facts['implementation']} attention"
     return show.remark(told, style="dim")
+
+
+def _asked(model: "HFModel", text: str, chat: bool) -> "Tensor":
+    """The tokens [1, T] of a prompt, in the chat template if it is to be."""
+    if chat:
+        if not getattr(model.tokenizer, "chat_template", None):
+            raise InputError(f"{model.name} has no chat template; leave --chat out")
+        text = model.tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
+    return model.tokenizer(text, return_tensors="pt", add_special_tokens=not chat)["input_ids"].to(model.device)
 
 
 def _without(model: "HFModel", labels: "HeadLabels", label: str, ids: "Tensor", max_new_tokens: int, as_json: bool) -> None:

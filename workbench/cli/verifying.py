@@ -9,12 +9,13 @@ import typer
 from workbench.cli import show
 from workbench.cli.app import Device, Dtype, Haystack, Json, ModelName, Revision, app, needle_tests, numbers
 from workbench.cli.policy import Combine, Compensation, How, Labels, Scores, Semantics, Sinks, Window, given_sizes, with_scores
-from workbench.cli.workers import Address, Cpus, ExecutorName, Gpus, called, here_or_there
+from workbench.cli.spreading import DeviceMap, GpuMemory, TensorParallel, by_all, check_workers
+from workbench.cli.workers import Address, Cpus, ExecutorName, Gpus, called, threads
 from workbench.errors import InputError
 from workbench.sources import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from workbench.executors import Wanted
+    from workbench.labels import HeadLabels
     from workbench.verification import Setting, Verification
 
 
@@ -50,6 +51,9 @@ def verify(
     address: Address = None,
     cpus: Cpus = None,
     gpus: Gpus = None,
+    device_map: DeviceMap = None,
+    gpu_memory: GpuMemory = None,
+    tensor_parallel: TensorParallel = False,
     as_json: Json = False,
 ) -> None:
     """Prove what a policy costs: needle recall, perplexity and agreement with the full model along a sweep of KV budgets.
@@ -59,36 +63,50 @@ def verify(
 
     Example: `workbench verify heads.json --lengths 600 --kv-budgets 0.33,0.5 --seeds 2 --out verify.csv`
     """
+    asked = dict(locals())
     from dataclasses import replace
 
-    from workbench import choosing, formats
-    from workbench.executors import Wanted
+    from workbench import choosing
     from workbench.labels import HeadLabels
 
     if out.suffix not in (".csv", ".parquet"):
         raise InputError(f"--out is a .csv or .parquet file, not {out}")
     given = HeadLabels.load(labels)
-    known = with_scores(given, scores)
-    known = known if gates is None else replace(known, scores={**known.scores, **formats.read(gates, "duo", given.card).scores})
+    known = _with_gates(with_scores(given, scores), gates)
     rankings = {name: choosing.kv_scores(known, name, combine=combine) for name in by or [choosing.RANKING]}
     base = choosing.policy_of(given) if given.policy is not None else choosing.uniform(given.card)
     policy = replace(base, **given_sizes(sinks, window, semantics, compensation))
     setting = _setting(budgets, lengths, depths, per_cell, range(seeds), seed, text_tokens, chunk, needles, haystack)
     show.hush_libraries()
-    how = {"policy": policy, "rankings": rankings, "setting": setting, "saved": given.policy is not None, "implementation": implementation}
-    found = _found((executor, address, cpus, gpus), Wanted(model, revision, device, dtype), how)
+    found = _found(asked, {"policy": policy, "rankings": rankings, "setting": setting, "saved": given.policy is not None, "implementation": implementation})
     _shown(found, _written(found, out), as_json)
 
 
-def _found(chosen: tuple[str, str | None, int | None, float | None], wanted: "Wanted", how: dict[str, Any]) -> "Verification":
-    """All ways measured: one by one here, or each by a worker."""
+def _with_gates(labels: "HeadLabels", gates: Path | None) -> "HeadLabels":
+    """Labels with the gates of a DuoAttention folder among their scores."""
+    from dataclasses import replace
+
+    from workbench import formats
+
+    return labels if gates is None else replace(labels, scores={**labels.scores, **formats.read(gates, "duo", labels.card).scores})
+
+
+def _found(asked: dict[str, Any], how: dict[str, Any]) -> "Verification":
+    """All ways measured, as the command's options ask: one by one here, or each by a worker."""
+    from workbench import models
+    from workbench.executors import Wanted
     from workbench.verification import combined, measured, ways
     from workbench.verification import verify as measure
 
+    chosen = asked["executor"], asked["address"], asked["cpus"], asked["gpus"]
+    place = {key: asked[key] for key in ("revision", "device", "dtype")}
+    spread = {key: asked[key] for key in ("device_map", "gpu_memory", "tensor_parallel")}
+    check_workers(chosen[0], spread)
     if chosen[0] == "local":
-        return here_or_there(chosen, wanted, "policies", measure, how)
+        threads(chosen)
+        return by_all(models.load(asked["model"], **place, **spread, say=show.remark), measure, **how)
     calls = [{**how, "number": number} for number, _ in enumerate(ways(how["policy"], how["rankings"], how["setting"], saved=how["saved"]))]
-    return combined(called(chosen, wanted, "policies", measured, calls))
+    return combined(called(chosen, Wanted(asked["model"], **place), "policies", measured, calls))
 
 
 def _setting(
