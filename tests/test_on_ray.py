@@ -21,7 +21,7 @@ import workbench
 from workbench import choosing
 from workbench.cli.workers import called
 from workbench.errors import InputError
-from workbench.executors import Wanted, executor, on_ray
+from workbench.executors import Wanted, executor, joining, on_ray
 from workbench.executors.on_ray import ATTEMPTS, OnRay
 from workbench.models import load
 from workbench.needles import NeedleTests
@@ -277,10 +277,19 @@ def test_ways_of_a_verification_are_measured_alike_on_a_worker(cluster, folders)
 def test_a_cluster_that_is_gone_is_told_at_once(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(ConnectionRefusedError):
-        on_ray._check_there("auto")
+        joining.check_there("auto")
 
 
-@pytest.mark.parametrize(("address", "reason"), [("127.0.0.1:1", "Connection refused"), ("here", ""), ("a:b", "an address is auto, or host:port")])
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("127.0.0.1:1", "Connection refused"),
+        ("here", ""),
+        ("a:b", "an address is auto, host:port, or ray://host:port"),
+        ("ray://127.0.0.1:1", "Connection refused"),
+        ("ray://here", "an address is auto, host:port, or ray://host:port"),
+    ],
+)
 def test_no_cluster_at_the_address_is_told(address, reason):
     asked = [sys.executable, "-m", "workbench.cli", "score", "--probe", "copying", "--executor", "ray", "--address", address]
     said = subprocess.run(asked, capture_output=True, text=True, env=os.environ | {"WORKBENCH_RUNS": "runs"}, cwd=SOURCE, timeout=240, check=False)

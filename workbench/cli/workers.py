@@ -17,7 +17,7 @@ Address = Annotated[
     str | None,
     typer.Option(
         "--address",
-        help="With ray: auto for the cluster that runs on this machine, or host:port; by default one is begun for this command.",
+        help="With ray: auto for the cluster that runs on this machine, host:port, or ray://host:port; by default one is begun for this command.",
         rich_help_panel=_PANEL,
     ),
 ]

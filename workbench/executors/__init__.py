@@ -20,7 +20,7 @@ Executor = Local
 def executor(
     name: str = "local", address: str | None = None, cpus: int | None = None, gpus: float | None = None, say: Callable[[str], None] = lambda _: None
 ) -> Executor:
-    """An executor by name; `address` is that of a Ray cluster (`auto`: the one of this machine; None: one of its own, which ends with it).
+    """An executor by name; `address` is that of a Ray cluster (`auto`: the one of this machine; ray://host:port: through Ray Client; None: one of its own).
 
     `cpus` are the threads of a task, and with Ray what it takes of a node's, `gpus` the GPUs; `say` is told what tasks wait for.
 

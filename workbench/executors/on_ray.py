@@ -5,7 +5,6 @@ go; refuse to go on where one has other versions. 3. A worker that is free takes
 and its task goes to another; a task whose workers died `ATTEMPTS` times is given up, as it may kill them.
 """
 
-import logging
 import os
 import socket
 import time
@@ -23,8 +22,9 @@ from workbench.runs import versions
 
 try:
     import ray
-    from ray._private.services import canonicalize_bootstrap_address_or_die
     from ray.exceptions import RayActorError, RayError
+
+    from workbench.executors.joining import LOST, join
 except ImportError as missing:
     raise InputError("--executor ray needs Ray; install it with: pip install 'attention-head-workbench[ray]'") from missing
 
@@ -73,7 +73,7 @@ class OnRay(Local):
     def __init__(self, address: str | None = None, cpus: int | None = None, gpus: float | None = None, say: Callable[[str], None] = lambda _: None) -> None:
         super().__init__(address, cpus, gpus)
         self._say, self._speak = say, 0.0
-        self._own = _connect(address)
+        self._own = join(address)
         nodes = _nodes()
         if gpus is None:
             gpus = 1 if any(node["Resources"].get("GPU") for node in nodes) else 0
@@ -94,7 +94,16 @@ class OnRay(Local):
             raise InputError(f"--gpus-per-task is 0 or more, got {gpus}")
 
     def outcomes(self) -> Iterator[Outcome]:
-        """What became of every task, as they end; tasks may be submitted meanwhile. Raises `InputError` if workers cannot begin, or have other versions."""
+        """What became of every task, as they end; tasks may be submitted meanwhile.
+
+        Raises `InputError` if workers cannot begin, or have other versions, and if a Ray Client server is no longer there.
+        """
+        try:
+            yield from self._ended()
+        except LOST as error:
+            raise InputError("the Ray cluster can no longer be reached; what is finished lies where it was written") from error
+
+    def _ended(self) -> Iterator[Outcome]:
         self._speak = time.monotonic() + QUIET[0]
         while self._waiting or any(one.task is not None for one in self._busy.values()):
             self._hire()
@@ -113,8 +122,9 @@ class OnRay(Local):
     def close(self) -> None:
         """Stop all workers, and the cluster if it is its own; what they have finished lies where it was written."""
         self._waiting.clear()
-        for hired in [*self._busy.values(), *self._free]:
-            ray.kill(hired.actor)
+        with suppress(*LOST):  # workers end with a Ray Client server that is lost
+            for hired in [*self._busy.values(), *self._free]:
+                ray.kill(hired.actor)
         self._busy, self._free = {}, []
         if self._own:
             ray.shutdown()
@@ -203,31 +213,6 @@ class OnRay(Local):
         most = {name: max((node["Resources"].get(name, 0) for node in nodes), default=0) for name in self._needs}
         there = f"at most {most['CPU']:g} CPUs and {most['GPU']:g} GPUs"
         raise InputError(f"a task takes {self._asked}, and no node of the cluster has that: {there}; see --cpus-per-task and --gpus-per-task")
-
-
-def _connect(address: str | None) -> bool:
-    """Connect to a cluster; whether it is one of this process alone."""
-    if ray.is_initialized():
-        return False
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        _check_there(address)
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise InputError(f"there is no Ray cluster at {address}: {reason}; begin one with: ray start --head") from error
-    return address is None
-
-
-def _check_there(address: str | None) -> None:
-    """Raise what a connection raises if nobody listens at host:port, or where the last cluster of this machine was; Ray itself would try for minutes."""
-    if address == "auto":
-        address = canonicalize_bootstrap_address_or_die(address)
-    host, colon, port = (address or "").rpartition(":")
-    if colon:
-        if not port.isdecimal():
-            raise ValueError("an address is auto, or host:port")
-        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def _nodes() -> list[dict[str, Any]]:
