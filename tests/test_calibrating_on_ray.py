@@ -97,7 +97,8 @@ def test_a_worker_that_is_killed_costs_its_task_alone(cluster, asked, tmp_path):
             named = [{**how, "name": f"{what} {number}", "call": call, "deadly": what in DEADLY and call is calls[-1]} for number, call in enumerate(calls)]
             return call_on(executor, Wanted(model), what, killed_once, named, lambda *_: None)
 
-        there = calibrate_by(Crew.there(each), **how)
+        assert executor.room() == 2
+        there = calibrate_by(Crew.there(each, executor.room), **how)
     here = calibrate(load(model), **how)
     assert there.search.table.to_csv() == here.search.table.to_csv()
     assert there.held_out.to_csv() == here.held_out.to_csv()

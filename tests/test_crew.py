@@ -9,7 +9,7 @@ from test_calibration import EDIT, made, questions
 
 from workbench.calibration import Crew, Setting, evaluate, search
 from workbench.calibration.crew import Clock
-from workbench.calibration.measuring import WORTH, effects, shares, work_of
+from workbench.calibration.measuring import cost_of, effects, shares, tasks_of, work_of
 from workbench.errors import InputError
 from workbench.heads import Head
 from workbench.prompts import Prompts
@@ -19,7 +19,7 @@ LARGEST = 20_000
 """Bytes of a task of these tests, at most: the tokens of a batch, and which heads are measured."""
 
 
-def scattered(model, seen):
+def scattered(model, seen, workers=5):
     """A crew whose calls are done backwards, and of which each is told only what a pickle holds."""
 
     def each(what, function, calls):
@@ -31,7 +31,7 @@ def scattered(model, seen):
             found[number] = pickle.loads(pickle.dumps(there(model, **call)))
         return [found[number] for number in range(len(calls))]
 
-    return Crew.there(each)
+    return Crew.there(each, lambda: workers)
 
 
 @pytest.fixture(scope="module")
@@ -79,20 +79,40 @@ def test_a_layer_gives_the_same_numbers_whatever_is_measured_beside_it(asked):
 @pytest.mark.parametrize("seed", range(6))
 def test_shares_are_whole_layers_of_about_equal_work(seed):
     rng = np.random.default_rng(seed)
-    layers, count = 24, 8
+    layers, count = 24, 1 + seed
     pairs = {layer: [(0, head) for head in range(rng.integers(0, 60))] for layer in range(2, 23)}
-    groups = shares(pairs, count * layers, layers)
+    groups = shares(pairs, count, layers)
     assert {layer: mine for group in groups for layer, mine in group.items()} == pairs
     assert sum(map(len, groups)) == len(pairs)
     work = [sum(work_of(group, layers)) for group in groups]
-    assert len(groups) <= max(1, sum(work) / (WORTH * count * layers))
+    assert len(groups) == count
     assert max(work) - min(work) <= 2 * max(work_of(pairs, layers))
 
 
-def test_one_share_where_there_is_little_to_do():
-    assert shares({3: [], 5: []}, 80, 10) == [{3: [], 5: []}]
-    assert shares({3: [(0, 1)], 5: [(0, 0), (1, 2)]}, 80, 10) == [{3: [(0, 1)], 5: [(0, 0), (1, 2)]}]
-    assert [list(group) for group in shares({0: [(0, 0)] * 30, 5: [(0, 0)] * 60}, 100, 10)] == [[0], [5]]
+def test_a_layer_is_not_divided():
+    assert shares({3: [], 5: []}, 4, 10) == [{3: [], 5: []}]
+    assert [list(group) for group in shares({0: [(0, 0)] * 30, 5: [(0, 0)] * 60}, 4, 10)] == [[0], [5]]
+    assert [list(group) for group in shares({0: [(0, 0)], 5: [(0, 0)], 9: [(0, 0)]}, 1, 10)] == [[0, 5, 9]]
+
+
+def test_tasks_are_as_many_as_make_the_workers_end_soonest(asked):
+    """A batch of two questions in a model of 8 layers: a plain pass is 16 blocks; costs are worked out by hand."""
+    ordered = sorted(asked[1]["x"], key=lambda one: len(one.ids))
+    other, batch = (batches([one] * 2, [0, 1], 10**6)[0] for one in (ordered[0], ordered[-1]))
+    assert batch.prompts.length * 144 > other.prompts.length * 272
+    pairs = {0: [(0, 0)] * 16, 4: [(1, 0)] * 32}  # 16 rows of 8 blocks, and 32 of 4: 128 each
+
+    def blocks(todo, workers):
+        return [cost_of(*task, 8) / task[0].prompts.length for task in tasks_of(todo, workers, 8)]
+
+    assert blocks([(batch, pairs)], 1) == [16 + 256]
+    assert blocks([(batch, pairs)], 2) == blocks([(batch, pairs)], 9) == [16 + 128] * 2
+    both = tasks_of([(other, pairs), (batch, pairs)], 1, 8)
+    assert both == [(batch, pairs), (other, pairs)]  # the longer first
+    assert blocks([(other, pairs), (batch, pairs)], 4) == [144, 144, 272]  # the shorter ends before in one piece
+    little = {0: [(0, 0)], 7: [(0, 0)]}  # 24 blocks instead of 25 are not worth a second plain pass
+    assert blocks([(batch, little)], 4) == [25]
+    assert tasks_of([], 4, 8) == []
 
 
 def test_seconds_of_the_processor_add_up_over_calls_and_are_not_those_of_who_asks(asked):

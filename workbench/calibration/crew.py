@@ -18,15 +18,15 @@ Each = Callable[[str, Callable[..., Any], Sequence[dict[str, Any]]], list[Any]]
 class Crew:
     """Those who measure, all with the model of this `card`, on this kind of `device`, in this `dtype`.
 
-    `several` says that calls may run at once, so that a little may be computed twice to have more of them. `cpu_seconds` adds up what the calls took of the
-    processors, all threads and workers together; loading is not counted.
+    `workers` says how many calls may run at once, by now; numbers do not depend on it. `cpu_seconds` adds up what the calls took of the processors, all
+    threads and workers together; loading is not counted.
     """
 
     card: ModelCard
     device: str
     dtype: str
-    several: bool
     each: Each
+    workers: Callable[[], int] = lambda: 1
     cpu_seconds: float = 0.0
 
     @classmethod
@@ -41,13 +41,14 @@ class Crew:
             progress(what, len(calls), len(calls))
             return found
 
-        return cls(*_described(model), several=False, each=each)
+        return cls(*_described(model), each)
 
     @classmethod
-    def there(cls, each: Each) -> "Crew":
+    def there(cls, each: Each, workers: Callable[[], int]) -> "Crew":
         """Whoever makes the calls; one of them is asked at once what its model is."""
         (described,) = each("model", _described, [{}])
-        return cls(*described, several=True, each=each)
+        card, device, dtype = described
+        return cls(card, device, dtype, each, workers)
 
     @classmethod
     def of(cls, given: "HFModel | Crew") -> "Crew":

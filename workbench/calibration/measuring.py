@@ -1,8 +1,9 @@
 """What does calibrating one head do, measured? Exact effects of several heads at once, block of questions after block, until enough is known of each."""
 
+import heapq
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -18,8 +19,8 @@ from workbench.questions import Batch, Encoded, batches
 TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 2**16}
 """Tokens of one pass, about."""
 
-WORTH = 3.0
-"""How many times the plain pass a task must take that repeats it: more tasks let more workers take part, and cost up to a third more work."""
+WORTH = 0.95
+"""More tasks repeat more plain passes, which is worth it if all is done in this share of the time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,13 +76,37 @@ def work_of(pairs: Pairs, layers: int) -> list[int]:
     return [len(mine) * (layers - layer) for layer, mine in pairs.items()]
 
 
-def shares(pairs: Pairs, plain: int, layers: int) -> list[Pairs]:
-    """The layers in groups of about equal work, none much below `WORTH` times that of the `plain` pass, which each group repeats."""
+def shares(pairs: Pairs, count: int, layers: int) -> list[Pairs]:
+    """The layers in so many groups of about equal work, or in fewer, as a layer is not divided."""
     work_L = np.array(work_of(pairs, layers))
-    count = max(1, int(work_L.sum() / (WORTH * plain)))
     middle_L = (work_L.cumsum() - work_L / 2) / max(1, work_L.sum())
     group_L = np.minimum((middle_L * count).astype(int), count - 1)
     return [{layer: mine for (layer, mine), one in zip(pairs.items(), group_L, strict=True) if one == group} for group in np.unique(group_L)]
+
+
+def tasks_of(todo: Sequence[tuple[Batch, Pairs]], workers: int, layers: int) -> list[tuple[Batch, Pairs]]:
+    """What is measured of each batch as tasks, the longest first: as few as let so many workers end about as soon as they can; one for each batch if alone.
+
+    Tasks of a batch have whole layers each, which share nothing but the plain pass; that is repeated.
+    """
+    work = [batch.prompts.length * sum(work_of(pairs, layers)) for batch, pairs in todo]
+    best: list[tuple[Batch, Pairs]] = []
+    soonest = math.inf
+    for pieces in range(1, 2 * min(workers, layers) + 1):
+        counts = [max(1, math.ceil(pieces * mine / max(1, sum(work)))) for mine in work]
+        tasks = [(batch, group) for (batch, pairs), count in zip(todo, counts, strict=True) for group in shares(pairs, count, layers)]
+        tasks.sort(key=lambda task: cost_of(*task, layers), reverse=True)
+        ends = [0] * workers
+        for task in tasks:
+            heapq.heapreplace(ends, ends[0] + cost_of(*task, layers))
+        if max(ends) < WORTH * soonest:
+            best, soonest = tasks, max(ends)
+    return best
+
+
+def cost_of(batch: Batch, pairs: Pairs, layers: int) -> int:
+    """What a task takes, in tokens × blocks: the plain pass, and its rows."""
+    return batch.prompts.length * (batch.prompts.count * layers + sum(work_of(pairs, layers)))
 
 
 def tally_of(head: Head, evidence: Evidence) -> Tally:
@@ -105,29 +130,28 @@ class Measuring:
     def run(self, what: str, block: Sequence[int], last: bool) -> None:
         """Measure the questions of these numbers, and judge the heads unless this is the last block."""
         active = [head for head, tally in self.tallies.items() if not tally.stopped]
-        calls = [call for batch in batched(self.crew.device, self.every, block) for call in self._calls(batch, active)] if active else []
-        for call, (loss_B, after) in zip(calls, self.crew.run(what, effects, calls), strict=True):
-            pairs: Pairs = call["pairs"]
+        layers = self.crew.card.shape.n_layers
+        todo = [(batch, self._pairs(batch, active)) for batch in batched(self.crew.device, self.every, block)] if active else []
+        tasks = tasks_of(todo, max(1, self.crew.workers()), layers)
+        found = self.crew.run(what, effects, [{"batch": batch, "edit": self.edit, "pairs": pairs} for batch, pairs in tasks])
+        for (batch, pairs), (loss_B, after) in zip(tasks, found, strict=True):
+            self.rows += sum(map(len, pairs.values()))
+            self.work += cost_of(batch, pairs, layers)
             seen = {(layer, *pair): one for layer in after for pair, one in zip(pairs[layer], zip(*after[layer], strict=True), strict=True)}
             for head in active:
                 if head.layer in pairs:
-                    self._add(call["batch"], head, loss_B, seen)
+                    self._add(batch, head, loss_B, seen)
         for head in active if not last else ():
             self.tallies[head].judge()
 
-    def _calls(self, batch: Batch, active: list[Head]) -> list[dict[str, Any]]:
-        """The tasks of a batch: all of its heads, or groups of whole layers, which share nothing but the plain pass."""
-        sinks_NLH, layers = self.evidence.sinks_NLH, self.crew.card.shape.n_layers
+    def _pairs(self, batch: Batch, active: list[Head]) -> Pairs:
+        """Which heads have sinks in which questions of a batch; layers whose heads have none are empty."""
         pairs: Pairs = {layer: [] for layer in sorted({head.layer for head in active})}
         for place, number in enumerate(batch.numbers):
             for head in active:
-                if sinks_NLH[number, head.layer, head.index]:
+                if self.evidence.sinks_NLH[number, head.layer, head.index]:
                     pairs[head.layer].append((place, head.index))
-        groups = shares(pairs, batch.prompts.count * layers, layers) if self.crew.several else [pairs]
-        self.rows += sum(map(len, pairs.values()))
-        self.work += batch.prompts.length * sum(work_of(pairs, layers))
-        self.work += batch.prompts.ids_BT.size * layers * len(groups)
-        return [{"batch": batch, "edit": self.edit, "pairs": group} for group in groups]
+        return pairs
 
     def _add(self, batch: Batch, head: Head, loss_B: np.ndarray, seen: dict[tuple[int, int, int], tuple[np.bool_, np.floating]]) -> None:
         for place, number in enumerate(batch.numbers):

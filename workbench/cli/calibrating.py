@@ -92,8 +92,8 @@ def _found(chosen: tuple[str, str | None, int | None, float | None], wanted: "Wa
 
     if chosen[0] == "local":
         return here_or_there(chosen, wanted, "calibration", calibration.calibrate, how, lambda loaded: given and given.check_model(loaded.card))
-    with calling(chosen, wanted) as each:
-        crew = calibration.Crew.there(each)
+    with calling(chosen, wanted) as (each, room):
+        crew = calibration.Crew.there(each, room)
         if given is not None:
             given.check_model(crew.card)
         return calibration.calibrate_by(crew, **how)

@@ -42,8 +42,11 @@ def workers(name: str, address: str | None, cpus: int | None, gpus: float | None
 @contextmanager
 def calling(
     chosen: tuple[str, str | None, int | None, float | None], wanted: "Wanted"
-) -> Generator[Callable[[str, Callable[..., Any], Sequence[dict[str, Any]]], list[Any]]]:
-    """What makes calls of functions of a model, by the workers that were chosen (the four options in their order); they keep the model from call to call."""
+) -> Generator[tuple[Callable[[str, Callable[..., Any], Sequence[dict[str, Any]]], list[Any]], Callable[[], int]]]:
+    """What makes calls of functions of a model, by the workers that were chosen (the four options in their order), and how many of these there may be by now.
+
+    They keep the model from call to call.
+    """
     from workbench.sweeping.tasks import call_on
 
     with workers(*chosen) as executor, show.progress() as progress:
@@ -51,7 +54,7 @@ def calling(
         def each(what: str, function: Callable[..., Any], calls: Sequence[dict[str, Any]]) -> list[Any]:
             return call_on(executor, wanted, what, function, calls, progress)
 
-        yield each
+        yield each, executor.room
 
 
 def called(
@@ -62,7 +65,7 @@ def called(
     calls: Sequence[dict[str, Any]],
 ) -> list[Any]:
     """What a function of a model gives for each call, by the workers that were chosen."""
-    with calling(chosen, wanted) as each:
+    with calling(chosen, wanted) as (each, _):
         return each(what, function, calls)
 
 

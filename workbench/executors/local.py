@@ -43,6 +43,10 @@ class Local:
             task = self._next(self._desk.wanted, {self._desk.wanted})
             yield Outcome(task, **spend(task, self._desk, self._cpus))
 
+    def room(self) -> int:
+        """How many tasks can run at once, by now."""
+        return 1
+
     def close(self) -> None:
         """Forget what was not begun, and let the model go."""
         self._waiting.clear()

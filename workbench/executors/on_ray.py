@@ -119,6 +119,10 @@ class OnRay(Local):
                 if outcome is not None:
                     yield outcome
 
+    def room(self) -> int:
+        """How many workers the cluster has room for, by now, if nobody else has any."""
+        return sum(map(self._room, _nodes()))
+
     def close(self) -> None:
         """Stop all workers, and the cluster if it is its own; what they have finished lies where it was written."""
         self._waiting.clear()
