@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import replace
 from io import StringIO
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -411,6 +412,16 @@ def test_rules_in_words():
     assert words(kind="top_per_layer", value=4) == "best 4 of each layer"
     assert words(kind="top_share", value=0.02) == "best 2% of heads"
     assert words(kind="top_share", value=0.14, per_kv_head=True) == "best 14% of KV heads"
+
+
+def test_a_task_that_goes_on_for_long_is_said_again(capsys, monkeypatch):
+    clock = iter((100.0, 101.0, 129.9, 130.0, 131.0, 160.0))
+    monkeypatch.setattr(show, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with show.progress() as progress:
+        for done in range(1, 6):
+            progress("policies", done, 8)
+        progress("answers", 6, 8)
+    assert capsys.readouterr().err.splitlines() == ["[1/8] policies", "[4/8] policies", "[6/8] answers"]
 
 
 def test_json_has_no_number_that_is_none(capsys):

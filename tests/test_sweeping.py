@@ -22,7 +22,7 @@ from workbench.heads import Head
 from workbench.models import load
 from workbench.options import Options
 from workbench.scores import COLUMNS
-from workbench.sweeping import Dataset, Sweep, compare, planned, run, score_on
+from workbench.sweeping import Dataset, Sweep, compare, planned, run, running, score_on
 from workbench.sweeping.dataset import COLUMNS as DATASET_COLUMNS
 from workbench.tiny import random_model
 
@@ -142,6 +142,16 @@ def test_what_is_finished_is_found_again(folders, tmp_path, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in before} == before
     monkeypatch.setattr("workbench.executors.task.load", lambda *_, **__: pytest.fail("nothing is left to do"))
     assert swept(more, tmp_path).found == 3
+
+
+@pytest.mark.parametrize("every", [0.0, 600.0])
+def test_how_far_a_cell_has_come_is_told_while_it_runs(folders, tmp_path, monkeypatch, every):
+    monkeypatch.setattr(running, "TELL", every)
+    told, name = [], f"{folders[0]}, seed 0"
+    with closing(executor()) as chosen:
+        run(Sweep((Wanted(folders[0]),), ("previous_token",)), Dataset(tmp_path), chosen, lambda *said: told.append(said))
+    batches = [(f"{name}: {done} of 2 batches", 0, 1) for done in (0, 1, 2)]
+    assert told == [*(batches if every == 0 else batches[:1]), (name, 1, 1)]
 
 
 def test_an_interrupted_cell_goes_on_from_its_batches(folders, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from workbench import jobs
+
+AGAIN = 30.0
+"""Seconds after which a kind of task that is still going on is said again, where there is no terminal."""
 
 
 def _console() -> Console:
@@ -74,16 +78,17 @@ def hush_libraries() -> None:
 
 
 class _Lines:
-    """Says each kind of task once, when its first part is done."""
+    """Says each kind of task when its first part is done, and again every `AGAIN` seconds."""
 
     def __init__(self) -> None:
-        self._said = ""
+        self._said, self._when = "", 0.0
 
     def __call__(self, what: str, done: int, total: int) -> None:
         jobs.report(what, done, total)
-        if what != self._said:
+        now = time.monotonic()
+        if what != self._said or now - self._when >= AGAIN:
             remark(f"[{done}/{total}] {what}")
-            self._said = what
+            self._said, self._when = what, now
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """How does a sweep run? Cell by cell its batches, by an executor; what is finished is found again, what fails is written down and stops nothing else."""
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -8,6 +9,9 @@ from workbench.measure import Progress
 from workbench.sweeping.asking import Cell, Sweep
 from workbench.sweeping.dataset import Dataset
 from workbench.sweeping.tasks import PATIENCE, Answer, Batch, Cut, OfQuestion, Question
+
+TELL = 10.0
+"""Seconds, at least, between two words about cells that have not ended."""
 
 
 @dataclass
@@ -23,6 +27,11 @@ class _Open:
     attempts: int = 0
     nodes: set[str] = field(default_factory=set)
 
+    @property
+    def far(self) -> str:
+        """What it is, and how far it has come, for people."""
+        return f"{self.cell.what}: {self.batches - self.left} of {self.batches} batches"
+
 
 @dataclass(frozen=True)
 class Done:
@@ -34,7 +43,7 @@ class Done:
 
 
 def run(sweep: Sweep, dataset: Dataset, executor: Executor, progress: Progress = lambda *_: None) -> Done:
-    """Run what is not finished of a sweep; cells that failed before are tried again.
+    """Run what is not finished of a sweep; cells that failed before are tried again. `progress` is told of every cell that ends, and how far another has come.
 
     Raises `InputError` where the results cannot be kept; what is finished then lies where it is.
     """
@@ -44,10 +53,14 @@ def run(sweep: Sweep, dataset: Dataset, executor: Executor, progress: Progress =
     left = {name: cell for name, cell in left.items() if name not in finished}
     running = _Running(dataset, executor)
     failed: dict[str, str] = {}
-    for number, one in enumerate(running.ended(left.values())):
-        if one.error:
+    ended, told = 0, float("-inf")
+    for one, over in running.steps(left.values()):
+        ended += over
+        if over and one.error:
             failed[one.cell.what] = one.error
-        progress(one.cell.what, number + 1, len(left))
+        if over or time.monotonic() - told >= TELL:
+            progress(one.cell.what if over else one.far, ended, len(left))
+            told = time.monotonic()
     return Done(len(cells) - len(left), len(left) - len(failed), failed)
 
 
@@ -58,8 +71,8 @@ class _Running:
         self._dataset, self._executor = dataset, executor
         self._open: dict[Question, _Open] = {}
 
-    def ended(self, cells: Iterable[Cell]) -> Iterator[_Open]:
-        """Every cell when it is done or has failed."""
+    def steps(self, cells: Iterable[Cell]) -> Iterator[tuple[_Open, bool]]:
+        """A cell whenever one of its tasks has ended, and whether it is now done or has failed."""
         for cell in cells:
             question = Question(cell.wanted, cell.asked, str(self._dataset.parts), cell.what)
             self._open[question] = _Open(cell)
@@ -71,9 +84,9 @@ class _Running:
             one.seconds += outcome.seconds
             one.attempts = max(one.attempts, outcome.attempts)
             one.nodes.add(outcome.node)
-            if self._step(question, one, outcome):
+            if over := self._step(question, one, outcome):
                 del self._open[question]
-                yield one
+            yield one, over
 
     def _step(self, question: Question, one: _Open, outcome: Outcome) -> bool:
         """Go on with a cell after one of its tasks; whether the cell has ended."""
