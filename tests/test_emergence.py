@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,10 +19,12 @@ from workbench.emergence.reading import COLUMNS, SINK, pattern_scores, scored, s
 from workbench.emergence.sigmoid import opened, sigmoid_attention
 from workbench.emergence.training import BYTES, Growth, _text, batches, grow, losses, milestones
 from workbench.errors import InputError
+from workbench.executors import executor
 from workbench.heads import Head
 from workbench.models import HFModel, load
 from workbench.options import Options
 from workbench.prompts import Prompts
+from workbench.sweeping import Dataset, Sweep, run
 from workbench.tiny import random_model
 from workbench.views import emergence_figure
 
@@ -200,6 +203,24 @@ def test_checkpoints_are_model_folders_and_the_same_seed_gives_the_same(grown, t
     facts = json.loads((tmp_path / "growth.json").read_text(encoding="utf-8"))
     assert facts["steps"] == len(facts["loss"]) == 2
     assert {"text", "versions", "device", "threads", "seconds", "seed"} <= set(facts)
+
+
+def test_checkpoints_can_be_swept_and_their_scores_are_those_of_the_emergence(grown, tmp_path):
+    folder = grown["softmax"][0][1].parent
+    parts = [
+        Sweep.parse({"models": [f"{folder}/step-*"], "probes": ["induction", "attention_sink"]}),
+        Sweep.parse({"models": [f"{folder}/step-*"], "probes": ["previous_token"], "prompts": [{"length": TINY["context"]}]}),
+    ]
+    with closing(executor()) as alone:
+        for part in parts:
+            assert run(part, Dataset(tmp_path), alone).failed == {}
+    table = Dataset(tmp_path).table()
+    table["step"] = table["version"].str.extract(r"step-(\d+)", expand=False).astype(int)
+    keys = ["step", "probe", "layer", "head"]
+    there = swept(grown["softmax"], Growth(**TINY), device="cpu").query("probe != @SINK.name").set_index(keys).sort_index()
+    columns = ["score", "ci_low", "ci_high", "null"]
+    pd.testing.assert_frame_equal(table.set_index(keys)[columns].sort_index(), there[columns], check_exact=False, atol=1e-7)
+    assert len(there) == 2 * 3 * 2
 
 
 def test_weight_decay_makes_weights_smaller(tmp_path):

@@ -144,6 +144,19 @@ def test_what_is_finished_is_found_again(folders, tmp_path, monkeypatch):
     assert swept(more, tmp_path).found == 3
 
 
+def test_a_pattern_of_models_stands_for_the_folders_that_it_matches(tmp_path, monkeypatch):
+    for name in ("step-08", "step-16", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "step-32").write_text("no folder")
+    monkeypatch.chdir(tmp_path)
+    sweep = Sweep.parse({"models": ["smollm2-135m", {"name": "step-*", "dtype": "bfloat16"}, "othe?"]})
+    assert sweep.models == (Wanted("smollm2-135m"), Wanted("step-08", dtype="bfloat16"), Wanted("step-16", dtype="bfloat16"), Wanted("other"))
+    with pytest.raises(InputError, match=r"no folder of a model matches step-3\*"):
+        Sweep.parse({"models": ["step-3*"]})
+    with pytest.raises(InputError, match="each of its models once"):
+        Sweep.parse({"models": ["step-*", "step-08"]})
+
+
 @pytest.mark.parametrize("every", [0.0, 600.0])
 def test_how_far_a_cell_has_come_is_told_while_it_runs(folders, tmp_path, monkeypatch, every):
     monkeypatch.setattr(running, "TELL", every)

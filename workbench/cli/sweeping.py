@@ -24,7 +24,10 @@ _SWEPT = "Swept"
 def sweep(
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A YAML file with models, probes, preset, prompts, seeds, edits, way.")] = None,
     *,
-    model: Annotated[list[str] | None, typer.Option("--model", "-m", help="A model; may be given several times.", rich_help_panel=_SWEPT)] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="A model, or a pattern such as 'run/step-*' for several; may be given several times.", rich_help_panel=_SWEPT),
+    ] = None,
     probe: Probes = None,
     seed: Annotated[list[int] | None, typer.Option("--seed", help="A seed of prompts; may be given several times.", rich_help_panel=_SWEPT)] = None,
     length: Annotated[list[int] | None, typer.Option("--length", help="Tokens of every prompt; may be given several times.", rich_help_panel=_SWEPT)] = None,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from workbench.heads import Head
 from workbench.implementations import IMPLEMENTATIONS
 from workbench.options import Options
 from workbench.runs import fingerprint_of, versions
-from workbench.sources import CATALOGUE
+from workbench.sweeping.named import identity, meant
 
 KEYS = {
-    "models": "names, or mappings with name, revision, device, dtype",
+    "models": "names, or mappings with name, revision, device, dtype; a name such as run/step-* stands for all folders that it matches",
     "probes": "probes of `workbench probes`; all that suit a model if it is left out",
     "preset": "quick or paper",
     "prompts": "mappings with name, and length, lengths, depths, needles, haystack or template; the preset's own if it is left out",
@@ -105,7 +105,7 @@ class Sweep:
     def cells(self) -> Iterator[Cell]:
         """Every cell, model by model."""
         for wanted in self.models:
-            files = _identity(wanted.name)
+            files = identity(wanted.name)
             for prompts, options in self.prompts.items():
                 for edits, chosen in self.edits.items():
                     for seed in self.seeds:
@@ -132,7 +132,7 @@ class Sweep:
         probes = data.get("probes")
         given: dict[str, Any] = {"probes": None if probes is None else tuple(map(str, _list("probes", probes)))}
         if "models" in data:
-            given["models"] = tuple(_wanted(one) for one in _list("models", data["models"]))
+            given["models"] = tuple(one for named in _list("models", data["models"]) for one in _wanted(named))
         if "prompts" in data:
             given["prompts"] = _named("prompts", (_options(one) for one in _list("prompts", data["prompts"])))
         if "edits" in data:
@@ -146,10 +146,11 @@ class Sweep:
         return cls(**given)
 
 
-def _wanted(data: Any) -> Wanted:
+def _wanted(data: Any) -> list[Wanted]:
     if isinstance(data, Mapping):  # a revision may look like a number
         data = {name: value if value is None else str(value) for name, value in data.items()}
-    return Wanted(data) if isinstance(data, str) else _made("a model", Wanted, data)
+    one = Wanted(data) if isinstance(data, str) else _made("a model", Wanted, data)
+    return [replace(one, name=name) for name in meant(one.name)]
 
 
 def _options(data: Any) -> tuple[str, Options | None]:
@@ -238,12 +239,3 @@ def _short(value: Any) -> str:
 
 def _plain(value: Any) -> dict[str, Any]:
     return {one.name: getattr(value, one.name) for one in fields(value)}
-
-
-def _identity(name: str) -> Any:
-    """What tells the files of a model from those that lay there before: of a name of the catalogue the checksum, of local files their sizes and dates."""
-    if name in CATALOGUE:
-        return CATALOGUE[name].sha256
-    path = Path(name).expanduser()
-    files = [path] if path.is_file() else sorted(path.glob("*")) if path.is_dir() else []
-    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
