@@ -74,7 +74,8 @@ def main() -> None:
             growth = replace(shared, seed=seed, **RUNS[run])
             table, facts = done(growth, given.folder / f"{run.replace(' ', '-')}-{seed}", given.device)
             tables.append(table.assign(run=run, seed=seed))
-            told.append({"run": run, "seed": seed, "seconds": facts["seconds"], "machine": facts["machine"], **last(table)})
+            made_by = {"seconds": facts["seconds"], "machine": facts["machine"], "torch": facts["versions"]["torch"]}
+            told.append({"run": run, "seed": seed, **made_by, **last(table)})
     table = pd.concat(tables, ignore_index=True)
     report(table[["run", "seed", *tables[0].columns.drop(["run", "seed"])]], pd.DataFrame(told), shared, given.out)
 
