@@ -7,7 +7,8 @@ import typer
 
 from workbench.cli import show
 from workbench.cli.app import Device, Dtype, Json, ModelName, Revision, app, numbers
-from workbench.cli.workers import Address, Cpus, ExecutorName, Gpus, calling, here_or_there
+from workbench.cli.spreading import by_all
+from workbench.cli.workers import Address, Cpus, ExecutorName, Gpus, calling, threads
 from workbench.errors import InputError, unknown
 from workbench.sources import DEFAULT_MODEL
 
@@ -88,10 +89,14 @@ def calibrate(
 
 def _found(chosen: tuple[str, str | None, int | None, float | None], wanted: "Wanted", how: dict[str, Any], given: "HeadLabels | None") -> "Calibration":
     """The calibration, made here, or by the workers that were chosen."""
-    from workbench import calibration
+    from workbench import calibration, models
 
     if chosen[0] == "local":
-        return here_or_there(chosen, wanted, "calibration", calibration.calibrate, how, lambda loaded: given and given.check_model(loaded.card))
+        threads(chosen)
+        loaded = models.load(wanted.name, device=wanted.device, dtype=wanted.dtype, revision=wanted.revision, say=show.remark)
+        if given is not None:
+            given.check_model(loaded.card)
+        return by_all(loaded, calibration.calibrate, **how)
     with calling(chosen, wanted) as (each, room):
         crew = calibration.Crew.there(each, room)
         if given is not None:

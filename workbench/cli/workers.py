@@ -69,26 +69,6 @@ def called(
         return each(what, function, calls)
 
 
-def here_or_there(
-    chosen: tuple[str, str | None, int | None, float | None],
-    wanted: "Wanted",
-    what: str,
-    function: Callable[..., Any],
-    arguments: dict[str, Any],
-    check: Callable[[Any], object] = lambda _model: None,
-) -> Any:
-    """What a function of a model gives: by a worker, or in this process, which tells how far it is and looks at the model first."""
-    if chosen[0] != "local":
-        return called(chosen, wanted, what, function, [arguments])[0]
-    from workbench import models
-
-    threads(chosen)
-    model = models.load(wanted.name, device=wanted.device, dtype=wanted.dtype, revision=wanted.revision, say=show.remark)
-    check(model)
-    with show.progress() as progress:
-        return function(model, **arguments, progress=progress)
-
-
 def threads(chosen: tuple[str, str | None, int | None, float | None]) -> None:
     """Let this process take the threads that its tasks were given. Raises `InputError` for options that do not concern it."""
     from workbench.executors import executor

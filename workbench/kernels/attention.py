@@ -18,7 +18,7 @@ from transformers.masking_utils import flash_attention_mask
 from workbench.errors import InputError
 from workbench.kernels.clock import Clock
 from workbench.kernels.layer import HybridLayer, New, Stored
-from workbench.kernels.permutation import Order
+from workbench.kernels.permutation import Arrangement
 from workbench.models import HYBRID
 from workbench.ops.attend import attend, decode
 from workbench.ops.decoding import DecodeStep
@@ -38,7 +38,7 @@ class Running:
     implementation: str
     decoder: str
     dense: str
-    orders: dict[int, Order] = field(default_factory=dict)
+    orders: dict[int, Arrangement] = field(default_factory=dict)
     dense_used: set[str] = field(default_factory=set)
 
 

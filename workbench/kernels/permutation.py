@@ -57,7 +57,7 @@ _LAYOUTS: dict[str, Callable[[Shape], Places]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Order:
+class Arrangement:
     """In which order the heads of a layer stand whose weights stay: the places of KV heads [G] and of query heads [H]."""
 
     kv_G: Tensor
@@ -74,7 +74,7 @@ class Order:
 
 
 @contextmanager
-def permuted(model: HFModel, policy: HeadPolicy) -> Generator[dict[int, Order], None, None]:
+def permuted(model: HFModel, policy: HeadPolicy) -> Generator[dict[int, Arrangement], None, None]:
     """The model's weights with the full heads of each layer first; put back at the end, whatever happens. Gives the orders of layers that are offloaded.
 
     While it lasts, nobody else may look at heads by their number: `HFModel.attention` refuses. Raises `InputError` for weights that heads cannot be moved in.
@@ -86,7 +86,7 @@ def permuted(model: HFModel, policy: HeadPolicy) -> Generator[dict[int, Order], 
     try:
         for parameter, dimension, index in moves:
             _move(parameter, dimension, index)
-        yield {layer: Order(torch.tensor(orders[layer]), _query_heads(orders[layer], model.shape)) for layer in away}
+        yield {layer: Arrangement(torch.tensor(orders[layer]), _query_heads(orders[layer], model.shape)) for layer in away}
     finally:
         for parameter, dimension, index in moves:
             _move(parameter, dimension, index.argsort())
