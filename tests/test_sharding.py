@@ -36,7 +36,7 @@ NO_EVIDENCE = {"name_mover", "retrieval", "semantic_retrieval", "reasoning_retri
 def torchrun(*words, timeout=240, **variables):
     """Two processes of a program, on one thread each."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, words)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent), **variables}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path]), **variables}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout, check=False)
 
 
@@ -235,7 +235,7 @@ def test_policies_are_verified_and_answer_on_the_command_line(one_word, tmp_path
     sizes = ["--kv-budgets", "0.5", "--seeds", 1]
     words = {"verify": ["verify", labels, *tests, *sizes], "generate": ["generate", "the cat sat on the mat", "--labels", labels, "--max-new-tokens", 9]}
     for name, asked in words.items():
-        both = [*asked, "--model", folder, "--json"]
+        both = [*asked, "--model", folder, "--dtype", "float32", "--json"]
         out = {number: ["--out", tmp_path / f"{number}.csv"] if name == "verify" else [] for number in (1, 2)}
         run = torchrun("-m", "workbench.cli", *both, *out[2], "--tensor-parallel")
         assert run.returncode == 0, run.stderr[-4000:]
