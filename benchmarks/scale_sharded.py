@@ -2,9 +2,9 @@
 
     PYTHONPATH=. torchrun --nproc-per-node 2 benchmarks/scale_sharded.py --out benchmarks/results
 
-A random model of the sizes of Llama-3.1-8B is made in place on the devices, in bfloat16: first whole on the first, by rank 0 alone, then spread over all. Every
-weight has a seed of its own, so that both are the same model. Before anything is reported, what is read of a short prompt must be as near to float32 on all
-ranks as on one; if it is not, nothing is reported, and the exit code is 1. A call counts until every rank has the whole capture.
+A random model of the sizes of Llama-3.1-8B is written to a folder, in bfloat16, and loaded from there: first whole on the first device, by rank 0 alone, then
+spread over all. Before anything is reported, what is read of a short prompt must be as near to float32 on all ranks as on one; if it is not, nothing is
+reported, and the exit code is 1. A call counts until every rank has the whole capture. The folder is removed at the end.
 `--tiny` runs the same on the CPU, with sizes that say nothing about speed.
 """
 
@@ -12,7 +12,9 @@ import argparse
 import copy
 import gc
 import re
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,17 +24,15 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.distributed as dist
-from accelerate import init_empty_weights
 from peers import FULL, draw
 from report import machine, write_report
-from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from workbench.captures import Capture, capture
-from workbench.loading import shape_of
-from workbench.models import HFModel, spread
+from workbench.models import HFModel, load
 from workbench.prompts import Prompts
-from workbench.sharding import Shards, distribution, join
+from workbench.sharding import from_first, join
+from workbench.tiny import byte_tokenizer
 
 ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}, "max_position_embeddings": 131072, "tie_word_embeddings": False}
 LARGE = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256}
@@ -51,34 +51,25 @@ class CheckError(Exception):
     """A check that failed: no speed is reported."""
 
 
-def made(tiny: bool, seed: int, device: torch.device, ranks: int) -> HFModel:
-    """The random model in bfloat16, whole on a device for one rank, else each rank's part of it."""
-    config = LlamaConfig(**(TINY if tiny else LARGE), **ROPE)
-    with init_empty_weights(include_buffers=False):
-        hf = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    shape = shape_of(config)
-    if ranks > 1:
-        asked, _, mesh = type(hf).prepare_distribute_model(distribution(hf, shape, "the model", ranks))
-        hf = type(hf).maybe_distribute_model(hf, asked, mesh)
-    for number, (name, empty) in enumerate(list(hf.named_parameters())):
-        where, _, last = name.rpartition(".")
-        hf.get_submodule(where).register_parameter(last, torch.nn.Parameter(drawn(empty, seed + number, device, SPREAD[tiny]), requires_grad=False))
-    model = HFModel("tiny" if tiny else "llama-8b-shaped", f"random, seed {seed}", hf.to(device))
-    if ranks > 1:
-        return spread(model, Shards(dist.get_rank(), ranks, shape, device))
+def written(tiny: bool, seed: int, folder: Path, device: torch.device) -> None:
+    """The random model in bfloat16 as a folder, drawn on a device, with a tokenizer of bytes, which nothing asks."""
+    with torch.device(device):
+        hf = AutoModelForCausalLM.from_config(LlamaConfig(**(TINY if tiny else LARGE), **ROPE), dtype=torch.bfloat16)
+    generator = torch.Generator(device).manual_seed(seed)
+    for weight in hf.parameters():
+        if weight.dim() > 1:
+            weight.data.normal_(0, SPREAD[tiny], generator=generator)
+    hf.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+
+
+def loaded(folder: Path, **where: Any) -> HFModel:
+    """The model as everybody loads it, until its fingerprint is known and every GPU has finished."""
+    model = load(str(folder), dtype="bfloat16", **where)
     _ = model.fingerprint
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return model
-
-
-def drawn(empty: torch.Tensor, seed: int, device: torch.device, deviation: float) -> torch.Tensor:
-    """A weight by its seed, the gains of norms 1; of one that is spread, this rank's part: each rank draws it whole and keeps its own."""
-    weight = torch.ones(empty.shape, dtype=empty.dtype, device=device)
-    if empty.dim() > 1:
-        weight.normal_(0, deviation, generator=torch.Generator(device).manual_seed(seed))
-    if not isinstance(empty, DTensor):
-        return weight
-    part = distribute_tensor(weight, empty.device_mesh, empty.placements, src_data_rank=None)
-    return DTensor.from_local(part.to_local().clone(), empty.device_mesh, empty.placements, run_check=False, shape=part.shape, stride=part.stride())
 
 
 def together() -> None:
@@ -155,13 +146,14 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def alone(given: argparse.Namespace, device: torch.device, prompts: list[Prompts], implementation: str) -> tuple[list[dict], Capture, Capture]:
-    """What rank 0 does by itself: the timed calls, and the short prompt in bfloat16 and in float32."""
+def alone(given: argparse.Namespace, folder: Path, device: torch.device, prompts: list[Prompts], implementation: str) -> tuple[list[dict], Capture, Capture]:
+    """What rank 0 does by itself: the model's folder, the timed calls, and the short prompt in bfloat16 and in float32."""
+    written(given.tiny, given.seed, folder, device)
     begin = time.perf_counter()
-    model = made(given.tiny, given.seed, device, 1)
-    load = time.perf_counter() - begin
+    model = loaded(folder, device=str(device))
+    seconds = time.perf_counter() - begin
     short = capture(model, prompts[0], FULL, implementation=implementation)
-    rows = runs(model, prompts[1:], given, implementation, lambda: None, {"devices": 1, "load s": load})
+    rows = runs(model, prompts[1:], given, implementation, lambda: None, {"devices": 1, "load s": seconds})
     exact = HFModel(model.name, model.origin, copy.deepcopy(model.hf).float())
     return rows, short, capture(exact, prompts[0], FULL, implementation="torch")
 
@@ -172,6 +164,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+")
     parser.add_argument("--rounds", type=int, default=3, help="timed calls per length")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scratch", type=Path, help="where there is room for the model's folder, 16 GB; by default where temporary files go")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     given = parser.parse_args()
     begin = time.perf_counter()
@@ -182,20 +175,23 @@ def main() -> None:
     ranks, rank, implementation = dist.get_world_size(), dist.get_rank(), "torch" if device.type == "cpu" else "triton"
     sizes = TINY if given.tiny else LARGE
     prompts = [draw(tokens, sizes["vocab_size"], given.seed, uniform=False) for tokens in [SHORT[given.tiny], *(given.lengths or LENGTHS[given.tiny])]]
-    rows, short, exact = alone(given, device, prompts, implementation) if rank == 0 else ([], None, None)
+    folder = Path(from_first(lambda: tempfile.mkdtemp(dir=given.scratch)))
+    rows, short, exact = alone(given, folder, device, prompts, implementation) if rank == 0 else ([], None, None)
     gc.collect()
     torch.cuda.empty_cache()
     together()
     begin = time.perf_counter()
-    model = made(given.tiny, given.seed, device, ranks)
+    model = loaded(folder, tensor_parallel=True)
     together()
-    load = started + time.perf_counter() - begin
+    seconds = started + time.perf_counter() - begin
+    if rank == 0:
+        shutil.rmtree(folder)
     seen = capture(model, prompts[0], FULL, implementation=implementation)
     try:
         worst = gate(short, seen, exact) if short is not None and exact is not None else ""
     except CheckError as error:
         sys.exit(f"no speed is reported, as a check failed: {error}")
-    rows += largest(runs(model, prompts[1:], given, implementation, together, {"devices": ranks, "load s": load}))
+    rows += largest(runs(model, prompts[1:], given, implementation, together, {"devices": ranks, "load s": seconds}))
     if rank == 0:
         finish(given, pd.DataFrame(rows), worst, ranks)
     dist.destroy_process_group()
@@ -210,7 +206,7 @@ def finish(given: argparse.Namespace, rows: pd.DataFrame, worst: str, ranks: int
         f"Reads, of all heads and rows: {', '.join(map(str, FULL))}. Every rank ends with all of them.",
         f"{checked} {ranks} ranks as on one (at most {NEAR} are allowed), root mean squares.",
         "Medians of the timed calls, until the last rank is done; first calls, which compile and tune, are left out, and are round 0 in the CSV.",
-        "`load` is making the weights in place and their fingerprint, with several ranks also the start of their group; it is not part of the seconds.",
+        "`load` is `workbench.load` of a folder just written, hence from memory, with the fingerprint and the start of several ranks' group; not part of the seconds.",
         "`held` is what a device holds before a call, `peak` what it takes beside that, the largest of all ranks, in GiB.",
     ]
     path = given.out / ("scale_sharded_" + ("cpu" if not torch.cuda.is_available() else re.sub(r"\W+", "_", machine().removeprefix("NVIDIA ").lower())))
