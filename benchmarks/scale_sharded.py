@@ -206,7 +206,7 @@ def finish(given: argparse.Namespace, rows: pd.DataFrame, worst: str, ranks: int
         f"Reads, of all heads and rows: {', '.join(map(str, FULL))}. Every rank ends with all of them.",
         f"{checked} {ranks} ranks as on one (at most {NEAR} are allowed), root mean squares.",
         "Medians of the timed calls, until the last rank is done; first calls, which compile and tune, are left out, and are round 0 in the CSV.",
-        "`load` is `workbench.load` of a folder just written, hence from memory, with the fingerprint and the start of several ranks' group; not part of the seconds.",
+        "`load` is `workbench.load` of a folder just written, hence from memory, with the fingerprint and the start of the group; not part of the seconds.",
         "`held` is what a device holds before a call, `peak` what it takes beside that, the largest of all ranks, in GiB.",
     ]
     path = given.out / ("scale_sharded_" + ("cpu" if not torch.cuda.is_available() else re.sub(r"\W+", "_", machine().removeprefix("NVIDIA ").lower())))
