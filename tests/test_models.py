@@ -263,6 +263,12 @@ def test_loading_never_trusts_code_nor_pickle(saved, monkeypatch):
     assert asked[0]["use_safetensors"] is True
 
 
+def test_a_folder_without_a_tokenizer_says_what_to_put_there(tmp_path):
+    tiny("llama").hf.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"has no tokenizer that can be read; put its files \(tokenizer.json\) beside the weights: \w"):
+        load(str(tmp_path), device="cpu")
+
+
 def test_an_error_without_words_is_still_explained(saved, monkeypatch):
     def wordless(*args, **options):
         raise AssertionError

@@ -65,11 +65,14 @@ def read(source: Source, dtype: torch.dtype, **places: Any) -> tuple[Any, Any]:
     options = {"revision": source.revision, "trust_remote_code": False}
     try:
         hf = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, use_safetensors=True, **options, **places)
-        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
-    except Exception as error:  # config, safetensors and tokenizer readers raise what they like on broken files
+    except Exception as error:  # readers of configurations and safetensors raise what they like on broken files
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"cannot load {source.origin}: {type(error).__name__}: {reason}") from error
-    return hf, tokenizer
+    try:
+        return hf, AutoTokenizer.from_pretrained(source.location, **options)
+    except Exception as error:  # as do readers of tokenizers
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{source.origin} has no tokenizer that can be read; put its files (tokenizer.json) beside the weights: {reason}") from error
 
 
 def over_devices(source: Source, dtype: torch.dtype, device: str, device_map: str | Mapping[str, Any], gpu_memory: float | None) -> tuple[Any, Any]:
