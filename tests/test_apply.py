@@ -14,6 +14,7 @@ from workbench.captures import capture
 from workbench.errors import InputError
 from workbench.heads import Head
 from workbench.kernels import cache as caches
+from workbench.kernels import permutation
 from workbench.kernels.applied import apply, choose
 from workbench.kernels.permutation import permuted
 from workbench.labels import HeadLabels
@@ -218,6 +219,23 @@ def test_the_model_is_restored_even_after_an_error():
     assert not any("workbench_policy" in vars(module) for module in model.weights.attentions)
 
 
+def test_weights_that_were_not_moved_yet_are_not_moved_back(monkeypatch):
+    model = tiny.random_model("llama", seed=5)
+    state, calls, move = {name: tensor.clone() for name, tensor in model.hf.state_dict().items()}, [], permutation._move
+
+    def third_time_full(*asked):
+        calls.append(asked)
+        if len(calls) == 3:
+            raise MemoryError
+        move(*asked)
+
+    monkeypatch.setattr(permutation, "_move", third_time_full)
+    with pytest.raises(MemoryError), apply(model, HeadPolicy(model.card, np.array([[False, True]] * 2))):
+        pass
+    assert len(calls) == 3 + 2
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.hf.state_dict().items())
+
+
 def test_nobody_looks_at_moved_heads():
     model = tiny.random_model("llama", seed=5)
     with apply(model, mixed(model)), pytest.raises(InputError, match="has moved its heads"):
@@ -252,6 +270,7 @@ def test_reset_select_and_repeat():
     policy, ids = mixed(model, compensation=True), tokens()
     with apply(model, policy) as applied, torch.inference_mode():
         whole, cache = in_pieces(applied.hf, ids, [20, *[1] * 9])
+        applied.cache().reset()  # of nothing yet
         cache.reset()
         again, _ = in_pieces(applied.hf, ids, [20, *[1] * 9], cache=cache)
         assert torch.equal(again, whole)

@@ -155,6 +155,8 @@ def test_a_pattern_of_models_stands_for_the_folders_that_it_matches(tmp_path, mo
         Sweep.parse({"models": ["step-3*"]})
     with pytest.raises(InputError, match="each of its models once"):
         Sweep.parse({"models": ["step-*", "step-08"]})
+    (tmp_path / "run[1]" / "step-64").mkdir(parents=True)
+    assert Sweep.parse({"models": ["run[1]/step**"]}).models == (Wanted("run[1]/step-64"),)
 
 
 @pytest.mark.parametrize("every", [0.0, 600.0])

@@ -164,13 +164,13 @@ def generate(
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise InputError("the prompt is empty")
+    if prune is not None and (chunk is not None or implementation != "auto" or tensor_parallel):
+        raise InputError("--prune runs the model as it is, less some heads: without --chunk, --implementation and --tensor-parallel")
     show.hush_libraries()
     spread: dict[str, Any] = {"device_map": device_map, "gpu_memory": gpu_memory, "tensor_parallel": tensor_parallel}
     loaded = models.load(model, device=device, dtype=dtype, revision=revision, **spread, say=show.remark)
     ids = _asked(loaded, text, chat)
     if prune is not None:
-        if chunk is not None or implementation != "auto":
-            raise InputError("--prune runs the model as it is, less some heads: without --chunk and --implementation")
         return _without(loaded, found, prune, ids, max_new_tokens, as_json)
     if loaded.device.type == "cpu" and is_first(loaded):
         show.remark("on the CPU plain torch runs; it saves memory, the kernels that save time need CUDA")

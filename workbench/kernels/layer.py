@@ -209,7 +209,8 @@ class HybridLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forget everything, and the buffers."""
-        del self.full_k, self.full_v, self.ring_k, self.ring_v, self.dropped
+        if self.is_initialized:
+            del self.full_k, self.full_v, self.ring_k, self.ring_v, self.dropped
         self.is_initialized, self.length, self.unpruned = False, 0, None
         self.clocks.clear()
 

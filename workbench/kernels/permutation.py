@@ -83,12 +83,14 @@ def permuted(model: HFModel, policy: HeadPolicy) -> Generator[dict[int, Arrangem
     found = {layer: list(_moves(model, layer, order)) for layer, order in orders.items()}
     away = {layer for layer, moves in found.items() if any(parameter.is_meta for parameter, _, _ in moves)}
     moves = [move for layer, made in found.items() if layer not in away for move in made]
+    moved = []
     try:
         for parameter, dimension, index in moves:
             _move(parameter, dimension, index)
+            moved.append((parameter, dimension, index))
         yield {layer: Arrangement(torch.tensor(orders[layer]), _query_heads(orders[layer], model.shape)) for layer in away}
     finally:
-        for parameter, dimension, index in moves:
+        for parameter, dimension, index in moved:
             _move(parameter, dimension, index.argsort())
 
 

@@ -1,5 +1,6 @@
 """Which models does a sweep name, and which files are theirs? A name with * or ? stands for all folders that it matches, such as the checkpoints of a run."""
 
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ def meant(name: str) -> list[str]:
     path = Path(name).expanduser()
     if not {"*", "?"} & set(name) or path.exists():
         return [name]
-    found = [one for one in sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))) if one.is_dir() or one.suffix == ".gguf"]
+    every = glob(str(path).replace("[", "[[]"))  # noqa: PTH207 pathlib's takes hidden folders too, and raises for **
+    found = [one for one in sorted(every) if Path(one).is_dir() or one.endswith(".gguf")]
     if not found:
         raise InputError(f"no folder of a model matches {name}")
-    return list(map(str, found))
+    return found
 
 
 def identity(name: str) -> Any:
