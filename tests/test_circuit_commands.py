@@ -126,3 +126,4 @@ def test_what_cannot_be_used_is_told_in_a_line(found, folder, task, tmp_path):
     assert "label" in refused("generate", "abc", "--labels", tmp_path / "m.json", "-m", folder, "--prune", "context")
     assert "--chunk" in refused("generate", "abc", "--labels", tmp_path / "m.json", "-m", folder, "--prune", "memory", "--chunk", 2)
     assert "--tensor-parallel" in refused("generate", "abc", "--labels", tmp_path / "m.json", "-m", folder, "--prune", "memory", "--tensor-parallel")
+    assert "stdin" in refused("generate", "-", "--labels", tmp_path / "m.json", "-m", folder, "--tensor-parallel")

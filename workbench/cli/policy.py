@@ -161,6 +161,8 @@ def generate(
     from workbench.labels import HeadLabels
 
     found = HeadLabels.load(labels)
+    if prompt == "-" and tensor_parallel:
+        raise InputError("with --tensor-parallel every process would read a part of stdin; give the prompt itself")
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise InputError("the prompt is empty")
