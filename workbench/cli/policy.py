@@ -1,5 +1,6 @@
 """Labels at work: the commands that choose a policy, and run a model under it."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -153,19 +154,13 @@ def generate(
 
     Example: `workbench generate "What is the capital of France?" --chat --labels heads.json`
     """
-    import sys
-
     from workbench import models
     from workbench.kernels import cache as caches
     from workbench.kernels.applied import apply
     from workbench.labels import HeadLabels
 
     found = HeadLabels.load(labels)
-    if prompt == "-" and tensor_parallel:
-        raise InputError("with --tensor-parallel every process would read a part of stdin; give the prompt itself")
-    text = sys.stdin.read() if prompt == "-" else prompt
-    if not text.strip():
-        raise InputError("the prompt is empty")
+    text = _text(prompt, tensor_parallel)
     if prune is not None and (chunk is not None or implementation != "auto" or tensor_parallel):
         raise InputError("--prune runs the model as it is, less some heads: without --chunk, --implementation and --tensor-parallel")
     show.hush_libraries()
@@ -191,6 +186,16 @@ def generate(
     where = "" if loaded.shards is None else f" in the first of {loaded.shards.ranks} processes"
     told = f"{tokens} tokens; KV memory{where} {used / 2**20:.1f} MiB, {every / 2**20:.1f} with every head full; {facts['implementation']} attention"
     return show.remark(told, style="dim")
+
+
+def _text(prompt: str, tensor_parallel: bool) -> str:
+    """The prompt itself, or what stdin holds."""
+    if prompt == "-" and tensor_parallel:
+        raise InputError("with --tensor-parallel every process would read a part of stdin; give the prompt itself")
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text.strip():
+        raise InputError("the prompt is empty")
+    return text
 
 
 def _asked(model: "HFModel", text: str, chat: bool) -> "Tensor":
