@@ -45,6 +45,12 @@ def test_no_passes_cost_the_weights_alone():
     assert (cost.seconds, cost.bytes, cost.forwards, cost.tokens) == (0, RUNTIME_BYTES + 4000, 0, 0)
 
 
+@pytest.mark.parametrize(("device", "dtype_bytes", "told"), [("cpu", 2, True), ("cpu", 4, False), ("cuda", 2, False)])
+def test_16_bits_on_a_cpu_are_an_assumption(device, dtype_bytes, told):
+    assumptions = estimate(SIZE, [Pass(10)], device=device, dtype_bytes=dtype_bytes).assumptions
+    assert any("16-bit" in line for line in assumptions) == told
+
+
 def test_the_assumptions_are_told():
     told = " ".join(estimate(SIZE, [Pass(10)], device="cuda", dtype_bytes=2).assumptions)
     assert "CUDA" in told

@@ -177,6 +177,8 @@ def estimate(size: Size, passes: Iterable[Pass], *, device: str = "cpu", dtype_b
         f"{RUNTIME_BYTES / 2**20:.0f} MiB for Python and its libraries",
         "right within a factor of about two; time to load or fetch the model is not counted",
     )
+    if device == "cpu" and dtype_bytes < 4:
+        assumptions += ("this CPU has instructions for 16-bit numbers; without them it takes several times as long as with --dtype float32",)
     if offloaded:
         fetched = f"{offloaded / 2**30:.1f} GiB of weights do not fit and are fetched in each of {forwards:,} forwards"
         assumptions += (f"{fetched}: {offloaded / LINK:.2g} s each at {LINK / 1e9:.0f} GB/s, as measured on an H100",)
