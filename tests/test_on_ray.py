@@ -8,7 +8,9 @@ import sys
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pandas as pd
@@ -278,6 +280,16 @@ def test_a_cluster_that_is_gone_is_told_at_once(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(ConnectionRefusedError):
         joining.check_there("auto")
+
+
+@pytest.mark.parametrize("before", ["", joining.CLIENT])
+def test_a_port_that_is_none_of_rays_is_told_at_once(before):
+    """Ray's dashboard, say, which speaks HTTP."""
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ConnectionError, match="something else listens there"):
+            joining.check_there(f"{before}127.0.0.1:{server.server_port}")
+        server.shutdown()
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def check_there(address: str | None) -> None:
 
 
 def _check_port(address: str, place: str) -> None:
-    """Raise `InputError` if a port wants another token, or is of the other kind."""
+    """Raise `InputError` if a port wants another token, or is of the other kind, and `ConnectionError` if it is none of Ray's: Ray would ask it for minutes."""
     there = place.removeprefix(CLIENT)
     with init_grpc_channel(there) as channel:
         said = {name: _code(channel, *question) for name, question in _QUESTIONS.items()}
@@ -94,12 +94,14 @@ def _check_port(address: str, place: str) -> None:
         raise InputError(f"{there} is the head of a Ray cluster and not its Ray Client server; give --address {there}")
     if not place.startswith(CLIENT) and said["client"] is grpc.StatusCode.OK:
         raise InputError(f"{there} is a Ray Client server and not the head of the cluster; give --address {CLIENT}{there}")
+    if grpc.StatusCode.OK not in said.values():
+        raise ConnectionError("something else listens there")
 
 
 def _code(channel: grpc.Channel, method: str, request: bytes) -> grpc.StatusCode:
     """How a port answers."""
     try:
-        channel.unary_unary(method)(request, timeout=5)
+        channel.unary_unary(method)(request, timeout=15)
     except grpc.RpcError as error:
         return error.code()  # ty: ignore[missing-attribute] - what a call raises is also a grpc.Call
     return grpc.StatusCode.OK
