@@ -100,6 +100,23 @@ def test_a_port_of_the_other_kind_is_said_with_the_address_that_is_meant(address
     assert second == f"{wrong[1]} is a Ray Client server and not the head of the cluster; give --address {client}"
 
 
+def test_a_cluster_of_its_own_that_does_not_begin_is_not_said_to_be_at_none(monkeypatch):
+    monkeypatch.setattr(joining.ray, "is_initialized", lambda: False)
+    for error, said in ((RuntimeError("no room"), "of this machine alone cannot be joined: no room"), (OSError("no room"), "of this machine alone: no room")):
+        monkeypatch.setattr(joining.ray, "init", lambda error=error, **_: (_ for _ in ()).throw(error))
+        with pytest.raises(InputError, match=said):
+            joining.join(None)
+
+
+def test_an_address_of_ipv6_stands_in_brackets(monkeypatch):
+    asked = []
+    monkeypatch.setattr(joining.socket, "create_connection", lambda place, timeout: asked.append(place) or socket.socket())
+    monkeypatch.setattr(joining, "_check_port", lambda *_: None)
+    joining.check_there("[::1]:6379")
+    joining.check_there("ray://[::1]:10001")
+    assert asked == [("::1", 6379), ("::1", 10001)]
+
+
 def test_a_cluster_that_is_lost_is_said(monkeypatch):
     chosen = object.__new__(on_ray.OnRay)
     for lost in (ConnectionError("gone"), joining.grpc.RpcError()):

@@ -38,6 +38,7 @@ def join(address: str | None) -> bool:
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray").setLevel(logging.ERROR)
+    where = "of this machine alone" if address is None else f"at {address}"
     try:
         check_there(address)
         _begin(address or "local")
@@ -46,10 +47,10 @@ def join(address: str | None) -> bool:
     except AuthenticationError as error:
         raise InputError("RAY_AUTH_MODE=token asks for the token of a Ray cluster, and there is none in RAY_AUTH_TOKEN or ~/.ray/auth_token") from error
     except (ConnectionAbortedError, RuntimeError) as error:
-        raise InputError(f"the Ray cluster at {address} cannot be joined: {' '.join(str(error).split()).rstrip('.')}") from error
+        raise InputError(f"the Ray cluster {where} cannot be joined: {' '.join(str(error).split()).rstrip('.')}") from error
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise InputError(f"there is no Ray cluster at {address}: {reason}; begin one with: ray start --head") from error
+        raise InputError(f"there is no Ray cluster {where}: {reason}; begin one with: ray start --head") from error
     return address is None
 
 
@@ -75,7 +76,7 @@ def check_there(address: str | None) -> None:
     if not port.isdecimal() and (colon or place.startswith(CLIENT)):
         raise ValueError(KINDS)
     if colon:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         if address == "auto" and "RAY_ADDRESS" not in os.environ:
             maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as Ray does, for the cluster of this machine alone
         _check_port(address, place)
