@@ -122,6 +122,7 @@ def report(table: pd.DataFrame, told: pd.DataFrame, growth: Growth, out: Path) -
         "Losses in nats per token at the last step; bytes drawn at random cannot be foretold better than ln 256 = 5.55.",
         markdown(told.rename(columns=LOSSES)),
         "`emergence.csv` has every score of every head at every checkpoint with the losses beside it, `onsets.csv` the first table, `runs.csv` the second.",
+        "The last line says what wrote this page; where and with what the runs were grown, the table above says.",
         made(),
     ]
     write_text(out / "README.md", "\n\n".join(parts) + "\n")
