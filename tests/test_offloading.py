@@ -190,9 +190,10 @@ def test_every_command_that_spreads_a_model_asks_for_it(pairs, words, tmp_path):
     assert "unknown device map 'even'; there are: auto" in run.stderr
 
 
-def test_other_workers_load_their_own_models(pairs):
+@pytest.mark.parametrize("spread", [("--device-map", "auto"), ("--gpu-memory", "4"), ("--tensor-parallel",)])
+def test_other_workers_load_their_own_models(pairs, spread):
     model = pairs["llama"][0]
-    run = CliRunner().invoke(app, ["score", "--model", str(model.origin), "--executor", "ray", "--device-map", "auto"])
+    run = CliRunner().invoke(app, ["score", "--model", str(model.origin), "--executor", "ray", *spread])
     assert run.exit_code == 2
     assert "with --executor ray each task loads its own" in run.stderr
 

@@ -28,8 +28,10 @@ TensorParallel = Annotated[
 
 def check_workers(executor: str, spread: Mapping[str, Any]) -> None:
     """Raise `InputError` where other workers than this process are to load a model that is spread; `spread` is what `models.load` takes of it."""
-    if executor != "local" and (spread["device_map"] is not None or spread["tensor_parallel"]):
-        raise InputError(f"--device-map and --tensor-parallel spread the model of this process; with --executor {executor} each task loads its own")
+    if executor != "local" and any(value is not None and value is not False for value in spread.values()):
+        raise InputError(
+            f"--device-map, --gpu-memory and --tensor-parallel spread the model of this process; with --executor {executor} each task loads its own"
+        )
 
 
 def by_all(model: "HFModel", function: Callable[..., Any], *given: Any, **how: Any) -> Any:
