@@ -10,7 +10,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before anything imports nu
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["dashboard", "browsing", "docs_site"]  # fixtures of the tests of the dashboard and of the docs site
+pytest_plugins = ["dashboard", "browsing", "docs_site", "two_nodes"]  # fixtures of the dashboard, of the docs site, and of Ray
 
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, print_blob=True)

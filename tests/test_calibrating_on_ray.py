@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import ray
 import torch
-from ray.cluster_utils import Cluster
 from test_calibration import EDIT, made, questions
 from typer.testing import CliRunner
 
@@ -26,22 +25,8 @@ from workbench.sweeping.tasks import call_on
 pytestmark = pytest.mark.slow
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
 
-SMALL = {"object_store_memory": 80 * 2**20, "num_cpus": 1}
 SETTING = ("--examples", 24, "--held-out", 20, "--beta", 0.2, "--rule", "uniform", "--threshold", 1.5, "--layers", "0,1,2,3", "--screen", 0.9)
 DEADLY = ("screening", "measuring heads, block 2 of 3", "held-out answers")
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """Two nodes with one CPU each, on this machine, to which this process is connected."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    there = Cluster(initialize_head=True, head_node_args={**SMALL, "include_dashboard": False})
-    there.add_node(**SMALL)
-    there.wait_for_nodes()
-    ray.init(address=there.address, log_to_driver=False, logging_level="error")
-    yield there
-    ray.shutdown()
-    there.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -185,9 +185,15 @@ def test_every_command_that_spreads_a_model_asks_for_it(pairs, words, tmp_path):
     files["TEXT"].write_text("the cat sat on the mat", encoding="utf-8")
     HeadLabels(model.card, {}, {"induction": np.zeros((2, 6))}).save(files["LABELS"])
     asked = [str(files.get(word, word)) for word in words]
-    run = CliRunner().invoke(app, [*asked, "--model", model.origin, "--device-map", "even", "--gpu-memory", "1"])
-    assert run.exit_code == 2
-    assert "unknown device map 'even'; there are: auto" in run.stderr
+    options = {
+        ("--device-map", "even"): "unknown device map 'even'; there are: auto",
+        ("--gpu-memory", "1"): "--gpu-memory bounds what --device-map auto puts on a GPU; give both",
+        **({} if words[0] in ("needle", "map") else {("--tensor-parallel",): "tensor parallelism takes two processes or more"}),
+    }
+    for option, said in options.items():
+        run = CliRunner().invoke(app, [*asked, "--model", model.origin, *option])
+        assert run.exit_code == 2
+        assert said in run.stderr
 
 
 @pytest.mark.parametrize("spread", [("--device-map", "auto"), ("--gpu-memory", "4"), ("--tensor-parallel",)])

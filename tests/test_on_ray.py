@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import ray
 import torch
-from ray.cluster_utils import Cluster
+from two_nodes import SMALL
 
 import workbench
 from workbench import choosing
@@ -36,21 +36,7 @@ pytestmark = pytest.mark.slow
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
 
 PROBES = ("previous_token", "induction", "attention_sink", "copying")
-SMALL = {"object_store_memory": 80 * 2**20, "num_cpus": 1}
 SOURCE = Path(workbench.__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """Two nodes with one CPU each, on this machine, to which this process is connected."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    made = Cluster(initialize_head=True, head_node_args={**SMALL, "include_dashboard": False})
-    made.add_node(**SMALL)
-    made.wait_for_nodes()
-    ray.init(address=made.address, log_to_driver=False, logging_level="error")
-    yield made
-    ray.shutdown()
-    made.shutdown()
 
 
 @pytest.fixture

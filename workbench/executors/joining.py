@@ -104,5 +104,5 @@ def _code(channel: grpc.Channel, method: str, request: bytes) -> grpc.StatusCode
     try:
         channel.unary_unary(method)(request, timeout=15)
     except grpc.RpcError as error:
-        return error.code()  # ty: ignore[missing-attribute] - what a call raises is also a grpc.Call
+        return error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
     return grpc.StatusCode.OK
